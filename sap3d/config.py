@@ -1,0 +1,88 @@
+"""Configuration: one dataclass a stage holds every default; YAML overrides it and the command line overrides that."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Sequence, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sap3d.errors import InputError
+
+Config = TypeVar("Config")
+
+
+def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """``cls()`` < the YAML file < ``key=value`` overrides. An unknown key or a wrong type raises InputError."""
+    merged = OmegaConf.structured(cls)
+    if yaml_path is not None:
+        if not Path(yaml_path).is_file():
+            raise InputError(f"{yaml_path}: no such configuration file")
+        try:
+            loaded = OmegaConf.load(yaml_path)
+        except Exception as error:
+            raise InputError(f"{yaml_path}: not valid YAML ({str(error).splitlines()[0]})") from None
+        merged = _merge(merged, loaded, str(yaml_path), cls)
+    for item in overrides:
+        key, separator, _ = item.partition("=")
+        if not separator or not key:
+            raise InputError(f"{item!r} is not of the form key=value")
+        try:
+            one = OmegaConf.from_dotlist([item])
+        except Exception as error:
+            raise InputError(f"{item!r} cannot be read as key=value ({str(error).splitlines()[0]})") from None
+        merged = _merge(merged, one, item, cls)
+    return OmegaConf.to_object(merged)
+
+
+def _merge(base, update, source: str, cls):
+    try:
+        return OmegaConf.merge(base, update)
+    except (OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+        keys = ", ".join(f.name for f in dataclasses.fields(cls))
+        raise InputError(f"{source}: {str(error).splitlines()[0]}; known keys: {keys}") from None
+
+
+def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
+    """The command line every stage shares: --type --object --views [--config FILE] [--quick] [key=value ...].
+
+    ``--quick`` applies the dataclass's ``QUICK`` overrides (fewer steps, for tests and first looks) under the others.
+    """
+    defaults = "\n".join(f"  {f.name} = {getattr(cls(), f.name)!r}" for f in dataclasses.fields(cls))
+    parser = argparse.ArgumentParser(description=description, epilog=f"settings (key=value):\n{defaults}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--type", required=True, help="dataset type: a folder of dataset/data/train")
+    parser.add_argument("--object", required=True, help="object: a folder of that type")
+    parser.add_argument("--views", type=_whole_number, required=True, help="number of photos to use")
+    parser.add_argument("--config", type=Path, help="YAML file with settings of this stage")
+    parser.add_argument("--quick", action="store_true", help="fewer steps: a first look in a fraction of the time")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override the YAML file")
+    arguments = parser.parse_args(argv)
+    quick = list(getattr(cls, "QUICK", ())) if arguments.quick else []
+    return arguments, load_config(cls, arguments.config, quick + list(arguments.settings))
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def as_dict(config) -> dict:
+    return dataclasses.asdict(config)
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` becomes ``cuda`` where a GPU can be used and ``cpu`` elsewhere; an unavailable device raises InputError."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {name}: no CUDA GPU can be used here; set device=cpu or install a CUDA build of PyTorch")
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {name!r} is unknown: use auto, cpu or cuda")
+    return name

@@ -1,0 +1,160 @@
+"""Images: RGBA in [0, 1] with straight alpha, white compositing, resizing, contact sheets and videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from sap3d.errors import InputError
+from sap3d.scene import Scene, atomic_path
+
+MAX_PIXELS = 64_000_000
+SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
+
+
+def load_rgba(path: Path, mask_path: Path | None = None) -> np.ndarray:
+    """An image as float32 (H, W, 4) in [0, 1], straight alpha.
+
+    An opaque image takes its alpha from ``mask_path`` (bright = object) when that file exists.
+    Raises InputError for a missing or unreadable file, an image without any alpha and mask, and an empty object.
+    """
+    path = Path(path)
+    image = _open(path)
+    if mask_path is not None and mask_path.is_file():
+        mask = _open(mask_path).convert("L")
+        if mask.size != image.size:
+            raise InputError(f"{mask_path}: mask is {mask.size} but {path.name} is {image.size}; make them the same size")
+        image = image.convert("RGB")
+        image.putalpha(mask)
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        raise InputError(
+            f"{path}: has no alpha channel, so the object is not separated from the background; "
+            f"save it as RGBA with a transparent background or add masks/{path.stem}.png"
+        )
+    rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0
+    if rgba[..., 3].max() < 0.05:
+        raise InputError(f"{path}: every pixel is transparent, so there is no object to see; check the mask or background removal")
+    return rgba
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise InputError(f"{path}: no such image file")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"{path}: {image.width} x {image.height} pixels is too large; scale it to at most 8000 x 8000")
+            image.load()
+            return image.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "cannot be decoded" if not isinstance(error, UnidentifiedImageError) else "is not an image"
+        raise InputError(f"{path}: {reason}; replace it with a PNG, WebP or JPEG file") from None
+
+
+def load_input_views(scene: Scene) -> dict[str, np.ndarray]:
+    """The first N photos of a scene, keyed by view name, each float32 (S, S, 4).
+
+    Raises InputError when the folder is missing, holds fewer photos than asked for, or a photo cannot be used.
+    """
+    folder = scene.train_dir / "images"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; available objects of type {scene.type}: {', '.join(available_objects(scene)) or 'none'}")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if len({p.stem for p in paths}) != len(paths):
+        raise InputError(f"{folder}: two photos have the same name with different endings; keep one of each")
+    if len(paths) < scene.views:
+        raise InputError(f"{folder}: {scene.views} views were asked for but it holds {len(paths)}; lower the number of views or add photos")
+    images = {p.stem: load_rgba(p, scene.train_dir / "masks" / f"{p.stem}.png") for p in paths[: scene.views]}
+    first = next(iter(images))
+    for name, image in images.items():
+        if image.shape[0] != image.shape[1]:
+            raise InputError(f"{folder}/{name}: is {image.shape[1]} x {image.shape[0]} but photos must be square; crop or pad it")
+        if image.shape != images[first].shape:
+            raise InputError(
+                f"{folder}: {name} is {image.shape[1]} x {image.shape[0]} and {first} is {images[first].shape[1]} x "
+                f"{images[first].shape[0]}; make all photos the same size"
+            )
+    names = list(images)
+    for i, name in enumerate(names):
+        for other in names[:i]:
+            if np.array_equal(images[name], images[other]):
+                raise InputError(f"{folder}: {other} and {name} are the same picture; remove one of them")
+    return images
+
+
+def available_objects(scene: Scene) -> list[str]:
+    folder = scene.train_dir.parent
+    return sorted(p.name for p in folder.iterdir() if (p / "images").is_dir()) if folder.is_dir() else []
+
+
+def composite_white(rgba: np.ndarray) -> np.ndarray:
+    """Straight-alpha RGBA (..., 4) over white: rgb * a + (1 - a), shape (..., 3)."""
+    if rgba.shape[-1] != 4:
+        raise ValueError(f"composite_white needs RGBA, got shape {rgba.shape}")
+    alpha = rgba[..., 3:]
+    return rgba[..., :3] * alpha + (1 - alpha)
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize a float image (H, W, C) to (size, size, C), anti-aliased; RGBA is filtered premultiplied.
+
+    The filter is a box when shrinking (each output pixel the mean of the pixels it covers) and bicubic when enlarging,
+    clipped to [0, 1].
+    """
+    if image.shape[0] == size and image.shape[1] == size:
+        return image.astype(np.float32)
+    premultiplied = image.astype(np.float32)
+    if image.shape[-1] == 4:
+        premultiplied = np.concatenate([premultiplied[..., :3] * premultiplied[..., 3:], premultiplied[..., 3:]], -1)
+    filter_ = Image.Resampling.BOX if size < image.shape[0] else Image.Resampling.BICUBIC
+    channels = [np.asarray(Image.fromarray(np.ascontiguousarray(premultiplied[..., c])).resize((size, size), filter_)) for c in range(image.shape[-1])]
+    out = np.clip(np.stack(channels, -1), 0, 1)
+    if image.shape[-1] == 4:
+        out[..., :3] = np.clip(out[..., :3] / np.maximum(out[..., 3:], 1e-4), 0, 1)
+    return out
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Write a float image (H, W, 3 or 4) in [0, 1] as PNG, atomically."""
+    with atomic_path(Path(path)) as temporary:
+        Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
+
+
+def load_rgb(path: Path) -> np.ndarray:
+    """An opaque image, or an RGBA image over white, as float32 (H, W, 3)."""
+    image = _open(Path(path))
+    if "A" in image.getbands() or "transparency" in image.info:
+        return composite_white(np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0)
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str] = (), size: int = 96, label_width: int = 110) -> np.ndarray:
+    """A picture of pictures: float images (H, W, 3 or 4) in rows, each ``size`` pixels, with a label left of every row."""
+    left = label_width if labels else 0
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (left + columns * (size + 2), len(rows) * (size + 2)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for r, row in enumerate(rows):
+        if r < len(labels):
+            draw.multiline_text((4, r * (size + 2) + size // 2 - 10), labels[r], fill="black")
+        for c, image in enumerate(row):
+            image = composite_white(image) if image.shape[-1] == 4 else image
+            sheet.paste(Image.fromarray(to_uint8(resize(image, size))), (left + c * (size + 2), r * (size + 2)))
+    return np.asarray(sheet, dtype=np.float32) / 255.0
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: int = 24) -> None:
+    """Write float RGB frames (H, W, 3) as H.264 MP4, atomically; sides are padded to even numbers."""
+    import imageio.v2 as imageio
+
+    with atomic_path(Path(path)) as temporary:
+        with imageio.get_writer(temporary, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=2, output_params=["-loglevel", "error"]) as writer:
+            for frame in frames:
+                writer.append_data(to_uint8(frame))

@@ -1,0 +1,259 @@
+"""Where every file of an object lives, and how it is written so that a kill at any moment does no harm.
+
+``Scene`` owns the paths of the on-disk contract (docs/conventions.md). Files are written under a temporary name and
+renamed; a stage writes a completion record last, and is skipped only when its record matches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Iterator, Mapping
+
+import numpy as np
+import yaml
+
+from sap3d import __version__
+from sap3d.cameras import Camera
+from sap3d.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def root_dir() -> Path:
+    """Where data is read and results are written: ``ROOT_DIR``, else the repository."""
+    return Path(os.environ.get("ROOT_DIR") or REPOSITORY).resolve()
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` if it is a plain folder name (letters, digits, ``. _ -``); raises InputError otherwise."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        raise InputError(f"{what} {name!r} is not a plain name: use letters, digits, '.', '_' and '-', and no path")
+    return name
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One object of one type, reconstructed from its first ``views`` photos.
+
+    All outputs lie under ``root``. Data is read from ``root`` too, or from the repository's own ``dataset/data`` when
+    ``root`` has no such object (so that bundled objects can be run with results elsewhere).
+    """
+
+    type: str
+    object: str
+    views: int
+    root: Path = field(default_factory=root_dir)
+
+    def __post_init__(self):
+        check_name(self.type, "dataset type")
+        check_name(self.object, "object name")
+        if isinstance(self.views, bool) or not isinstance(self.views, int) or self.views < 1:
+            raise InputError(f"number of views must be a whole number of at least 1, got {self.views!r}")
+
+    # --- data -----------------------------------------------------------------------------------------------------
+    def _data(self, *parts: str) -> Path:
+        own = self.root.joinpath("dataset", *parts)
+        bundled = REPOSITORY.joinpath("dataset", *parts)
+        return own if own.exists() or not bundled.exists() else bundled
+
+    @property
+    def train_dir(self) -> Path:
+        return self._data("data", "train", self.type, self.object)
+
+    @property
+    def regulariser_dir(self) -> Path:
+        return self._data("data", "objaverse")
+
+    # Ground truth: for evaluation only. No stage may open these (tests/test_no_ground_truth.py).
+    @property
+    def truth_poses_dir(self) -> Path:
+        return self.train_dir / "poses"
+
+    @property
+    def truth_test_dir(self) -> Path:
+        return self._data("data", "test", self.object)
+
+    @property
+    def truth_mesh(self) -> Path:
+        return self._data("3d_models", self.type, self.object, "meshes", "model.obj")
+
+    # --- outputs --------------------------------------------------------------------------------------------------
+    @property
+    def initial_cameras(self) -> Path:
+        return self.root / "camerabooth" / "configs" / self.type / f"config_{self.object}_view_{self.views}.yaml"
+
+    @property
+    def personal_dir(self) -> Path:
+        return self.root / "camerabooth" / f"experiments_{self.type}_view_{self.views}" / self.object
+
+    @property
+    def refined_cameras(self) -> Path:
+        return self.personal_dir / "cameras.yaml"
+
+    @property
+    def nvs_dir(self) -> Path:
+        return self.root / "camerabooth" / "experiments_nvs" / self.type / f"{self.object}_view_{self.views}"
+
+    @property
+    def nerf_dir(self) -> Path:
+        return self.root / "3D_Recon" / "threestudio" / f"experiments_{self.type}_view_{self.views}_nerf" / self.object
+
+    @property
+    def mesh_dir(self) -> Path:
+        return self.root / "3D_Recon" / "threestudio" / f"experiments_{self.type}_mesh_view_{self.views}" / self.object
+
+    @property
+    def results_dir(self) -> Path:
+        return self.root / "results" / self.type / self.object / str(self.views)
+
+
+# --- cameras on disk --------------------------------------------------------------------------------------------------
+def write_cameras(path: Path, cameras: Mapping[str, Camera], **extra) -> None:
+    """Write cameras keyed by view name as YAML (degrees, object lengths); ``extra`` are further top-level entries."""
+    views = {
+        name: {
+            "elevation_deg": round(c.elevation_deg, 6),
+            "azimuth_deg": round(c.azimuth_deg, 6),
+            "radius": round(float(c.radius), 6),
+            "fov_deg": round(float(np.rad2deg(c.fov_rad)), 6),
+        }
+        for name, c in cameras.items()
+    }
+    write_text(path, yaml.safe_dump({"views": views, **extra}, sort_keys=False))
+
+
+def read_cameras(path: Path) -> dict[str, Camera]:
+    """Cameras keyed by view name, in file order; raises InputError when the file is missing or malformed."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such camera file; run the stage that writes it first")
+    try:
+        views = yaml.safe_load(path.read_text())["views"]
+        return {
+            str(name): Camera.from_degrees(float(v["elevation_deg"]), float(v["azimuth_deg"]), float(v["radius"]), float(v["fov_deg"]))
+            for name, v in views.items()
+        }
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a camera file ({type(error).__name__}: {error}); delete it and run the stage again") from None
+
+
+# --- atomic writes ----------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file name beside ``path`` (same suffix) that is renamed to it when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place (an old one is removed) when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path):
+    """The content of a JSON file, or None when it is missing or not valid JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+# --- completion records -----------------------------------------------------------------------------------------------
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files below a folder."""
+    path, digest = Path(path), hashlib.sha256()
+    if path.is_dir():
+        for child in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{child.relative_to(path)}:{file_hash(child)}\n".encode())
+    elif path.is_file():
+        with open(path, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    else:
+        return "missing"
+    return digest.hexdigest()
+
+
+def stage_complete(record: Path, config: Mapping, inputs: Mapping[str, Path], outputs: list[Path]) -> bool:
+    """True when ``record`` was written for this very configuration and these inputs, and all outputs are there."""
+    found = read_json(record)
+    return (
+        isinstance(found, dict)
+        and found.get("config") == json.loads(json.dumps(config))
+        and found.get("inputs") == {name: file_hash(path) for name, path in inputs.items()}
+        and all(path.exists() for path in outputs)
+    )
+
+
+@contextlib.contextmanager
+def completion_record(record: Path, stage: str, config: Mapping, inputs: Mapping[str, Path]) -> Iterator[dict]:
+    """Removes a stale record, runs the block, then writes the new record last. The yielded dict takes further entries.
+
+    ``seconds`` is the wall time of the block plus what the block put into ``"resumed_seconds"``; ``peak_memory_mb``
+    the process's maximum resident size, and ``peak_gpu_memory_mb`` PyTorch's own figure where a GPU was used.
+    """
+    record.unlink(missing_ok=True)
+    hashes = {name: file_hash(path) for name, path in inputs.items()}
+    extra: dict = {}
+    start = time.time()
+    yield extra
+    entries = {
+        "stage": stage,
+        "config": json.loads(json.dumps(config)),
+        "inputs": hashes,
+        "seconds": round(time.time() - start + extra.pop("resumed_seconds", 0.0), 2),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "versions": {"sap3d": __version__, "python": platform.python_version(), **_package_versions("torch", "diffusers", "numpy")},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        **extra,
+    }
+    write_json(record, entries)
+
+
+def _package_versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
