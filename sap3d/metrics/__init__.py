@@ -1,0 +1,1 @@
+"""Metrics of images, shapes and cameras; sap3d.evaluate puts them together."""
