@@ -1,0 +1,98 @@
+"""Every setting of stage 1: the network's shape (saved with its weights), inference and training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sap3d.errors import InputError
+
+
+@dataclass
+class NetworkConfig:
+    """Shape of the network. The defaults are the tiny preset; ``published()`` is the network of the paper."""
+
+    backbone: str = "alexnet"  # image encoder: alexnet (frozen, 7 x 7 spatial tokens) or resnet50 (trained, one global token)
+    image_size: int = 128  # side of the square images that the encoder sees, pixels
+    pixel_patch: int = 4  # side of the RGBA patch that goes with every spatial token of alexnet; 0 for none
+    crop_bases: int = 0  # octaves of the encoding of the crop parameters (3 numbers a view); 0 for no crop parameters
+    width: int = 192  # channels of the transformer; a projection is learned where the encoder's tokens differ from it
+    depth: int = 4  # layers of the transformer
+    heads: int = 6  # attention heads
+    head_width: int = 32  # channels a head
+    mlp_width: int = 512  # hidden channels of the transformer's feed-forward layers
+    dropout: float = 0.0  # dropout in the transformer, training only
+    view_marker: str = "first"  # how views are told apart: first (a learned mark on view 0) or sinusoid (published)
+    energy: str = "bilinear"  # pairwise score: bilinear (dot product, thousands of queries at once) or additive (published)
+    energy_width: int = 256  # channels of the pairwise score
+    energy_layers: int = 4  # linear layers of the additive score, as published
+    rotation_bases: int = 4  # octaves of the harmonic embedding of a relative rotation (8 as published)
+    translation_widths: tuple[int, int] = (192, 192)  # hidden channels of the translation head
+    elevation_bins: int = 24  # bins of the elevation head between -60 and 80 degrees; 0 for no such head
+
+    @classmethod
+    def published(cls) -> NetworkConfig:
+        """RelPose++ as published: ResNet-50 global features with crop parameters, 8 layers, additive score."""
+        return cls(
+            backbone="resnet50", image_size=224, pixel_patch=0, crop_bases=8, width=2096, depth=8, heads=12, head_width=64,
+            mlp_width=1536, view_marker="sinusoid", energy="additive", rotation_bases=8, translation_widths=(1024, 512),
+            elevation_bins=0,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Raises InputError for a value that no network can be built from."""
+        for name, allowed in (("backbone", ("alexnet", "resnet50")), ("view_marker", ("first", "sinusoid")), ("energy", ("bilinear", "additive"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"relposepp network: {name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}")
+        for name in ("image_size", "width", "depth", "heads", "head_width", "mlp_width", "energy_width", "rotation_bases"):
+            if getattr(self, name) < 1:
+                raise InputError(f"relposepp network: {name} must be at least 1, got {getattr(self, name)}")
+        if self.energy_layers < 3:
+            raise InputError(f"relposepp network: energy_layers must be at least 3, got {self.energy_layers}")
+
+
+@dataclass
+class RelPoseConfig:
+    """Settings of the stage (``python -m relposepp.run``)."""
+
+    QUICK: ClassVar[tuple[str, ...]] = ("rerank_seconds=4.0",)
+
+    weights: str = ""  # folder with model.safetensors and config.json; empty: the bundled tiny weights
+    device: str = "auto"  # auto, cpu or cuda
+    search: str = "look_at"  # look_at: (azimuth, elevation) a view, no roll; so3: all rotations, as published
+    hypotheses: int = 5  # how many scored camera configurations are kept
+    candidates: int = 192  # how many configurations the network hands to the re-ranking
+    azimuth_step_deg: float = 5.0  # grid of the look_at search
+    elevation_step_deg: float = 5.0  # grid of the look_at search
+    elevation_range_deg: tuple[float, float] = (-40.0, 70.0)  # grid of the look_at search
+    queries: int = 30000  # random rotations a pair in the so3 search (the published evaluation uses 500,000)
+    iterations: int = 50  # steps of coordinate ascent in the so3 search, as published
+    rerank: bool = True  # re-rank the hypotheses by silhouettes, colours and features (no trained prior)
+    rerank_seconds: float = 20.0  # time limit of the re-ranking's refinement; it stops after the step it is in
+    seed: int = 0  # seed of the random queries
+
+
+@dataclass
+class TrainConfig:
+    """Settings of training (``python -m relposepp.train``)."""
+
+    corpus: str = "dataset/corpus_cache"  # folder made by python -m dataset.corpus
+    out: str = ".work/relposepp"  # checkpoints, feature cache and curves
+    device: str = "auto"  # auto, cpu or cuda
+    seed: int = 0  # everything random is drawn from (seed, step)
+    steps: int = 12000  # optimisation steps; the learning rate falls to zero over them
+    minutes: float = 0.0  # stop after so many minutes and go on at the next call; 0 for no limit
+    batch_tokens: int = 80  # views a step: scenes a step = batch_tokens // views a scene
+    max_views: int = 6  # views a scene are drawn from 2 .. max_views
+    learning_rate: float = 6e-4  # peak, after the warm-up
+    warmup_steps: int = 300  # linear warm-up
+    weight_decay: float = 0.05  # AdamW
+    clip_norm: float = 1.0  # gradient norm is clipped to this
+    ema_decay: float = 0.999  # exponential moving average of the weights: what is evaluated and exported
+    queries: int = 2048  # relative rotations that the true one competes with
+    kernel_deg: float = 10.0  # width of the soft target around the true relative rotation
+    elevation_weight: float = 0.3  # weight of the elevation head's loss
+    translation_weight: float = 1.0  # weight of the translation head's loss
+    checkpoint_seconds: float = 60.0  # time between checkpoints
+    validate_every: int = 500  # steps between measurements on the validation split
+    bf16: bool = True  # bfloat16 autocast
