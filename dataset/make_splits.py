@@ -2,7 +2,7 @@
 
     python -m dataset.make_splits --cache dataset/corpus_cache --out dataset/splits
 
-The lists are committed: run this only when the corpus itself changes. Two objects count as near-duplicates when their
+The lists are committed, with ``attribution.csv`` (author and licence of every object): run this only when the corpus itself changes. Two objects count as near-duplicates when their
 names in one library agree up to digits, colours, materials and words such as "open" or "left", or when their meshes have the same number
 of triangles and the same extents (one mesh in several colours).
 """
@@ -10,6 +10,8 @@ of triangles and the same extents (one mesh in several colours).
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -84,6 +86,11 @@ def main() -> None:
     for part, ids in split(index["objects"], tuple(args.test_first)).items():
         write_text(args.out / f"{part}.txt", "".join(f"{identifier}\n" for identifier in ids))
         print(f"{part}: {len(ids)} objects")
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(["id", "name", "author", "licence"])
+    table.writerows([record["id"], record["name"], record["author"], record["licence"]] for record in index["objects"])
+    write_text(args.out / "attribution.csv", buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def save_obj(mesh: RenderMesh, folder: Path, stem: str = "model", texture_size: 
     lines = [f"mtllib {stem}.mtl"]
     lines += ["v " + " ".join(f"{x:.6g}" for x in vertex) for vertex in vertices]
     lines += [f"vt {u:.6g} {v:.6g}" for u, v in uvs]
-    materials = []
+    materials, files = [], {}
     for index, texture in enumerate(mesh.textures):
         own = np.flatnonzero(mesh.face_material == index)
         if not len(own):
@@ -45,8 +45,11 @@ def save_obj(mesh: RenderMesh, folder: Path, stem: str = "model", texture_size: 
         if texture.shape[0] * texture.shape[1] == 1:
             materials.append("Kd " + " ".join(f"{c / 255:.5f}" for c in texture[0, 0, :3]))
         else:
-            _save_texture(texture, folder / f"texture_{index}.png", texture_size)
-            materials += ["Kd 1 1 1", f"map_Kd texture_{index}.png"]
+            key = (texture.shape, texture.tobytes())  # materials often share one texture
+            if key not in files:
+                files[key] = f"texture_{len(files)}.png"
+                _save_texture(texture, folder / files[key], texture_size)
+            materials += ["Kd 1 1 1", f"map_Kd {files[key]}"]
     (folder / f"{stem}.obj").write_text("\n".join(lines) + "\n")
     (folder / f"{stem}.mtl").write_text("\n".join(materials) + "\n")
     return folder / f"{stem}.obj"
