@@ -110,7 +110,7 @@ class LpipsAlex:
         self.trunk = load_alexnet_features().to(device, memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.linear = [w.to(device) for w in _lpips_linear_layers()]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Unit-normalised activations of the five ReLU layers; ``images`` (B, 3, H, W) in [-1, 1]."""
         shift = images.new_tensor(_LPIPS_SHIFT).view(1, 3, 1, 1)

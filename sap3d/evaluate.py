@@ -1,0 +1,263 @@
+"""Measures one reconstructed object and draws it.
+
+    python -m sap3d.evaluate --type GSO_demo --object OBJECT --views 5
+
+Reads what the stages wrote (novel views, renders, mesh, cameras) and, where it exists, the ground truth: true cameras,
+84 test views and the true mesh. Only this program reads ground truth. Whatever is missing is left out and said.
+
+Writes to results/<TYPE>/<OBJECT>/<N>/ (fields in results/README.md)
+    results.json        the figures under SAP3D's keys, and the strict ones under "corrected"; stage times and memory
+    per_view.csv        image metrics of each of the 84 views
+    contact_sheet.png   inputs; true, 2D and 3D views; the mesh
+    cameras.png         true, initial and refined cameras
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from sap3d.cameras import camera_from_pose, protocol_test_cameras, wrap_to_pi
+from sap3d.config import resolve_device, stage_arguments
+from sap3d.errors import InputError, cli
+from sap3d.evaluation_pictures import SHEET_VIEWS, silhouette_agreement, write_camera_plot, write_contact_sheet
+from sap3d.images import load_input_views, load_rgb, load_rgba
+from sap3d.mesh_load import RenderMesh, load_mesh, load_mesh_normalised
+from sap3d.metrics import pose, shape
+from sap3d.results import load_results, summary_lines
+from sap3d.scene import REPOSITORY, Scene, atomic_path, completion_record, read_cameras, read_json, stage_complete, write_json
+
+_FORMAT = 1  # raise when figures change their meaning, so that old results are measured again
+
+
+@dataclass
+class EvaluationConfig:
+    size: int = 256  # side at which images are compared, pixels (256 is the protocol's)
+    device: str = "auto"  # auto, cpu or cuda: where LPIPS runs
+    force: bool = False  # measure again even if nothing has changed
+
+    QUICK: ClassVar[tuple[str, ...]] = ()  # evaluation is the same in a quick run
+
+
+def main(scene: Scene, config: EvaluationConfig) -> Path:
+    """Evaluate ``scene``; returns the path of results.json. Does nothing when it is up to date."""
+    target = scene.results_dir / "results.json"
+    record, inputs = scene.results_dir / "record.json", _inputs(scene)
+    if not any(inputs[name].exists() for name in ("novel_views", "renders", "mesh", "refined_cameras", "initial_cameras")):
+        raise InputError(f"{scene.type} {scene.object} with {scene.views} views: nothing to evaluate below {scene.root}; run the stages first")
+    settings = {"size": config.size, "format": _FORMAT}
+    outputs = [target, scene.results_dir / "contact_sheet.png", scene.results_dir / "per_view.csv"]
+    if config.force or not stage_complete(record, settings, inputs, outputs):
+        with completion_record(record, "evaluate", settings, inputs):
+            _evaluate(scene, config, target)
+    return target
+
+
+def _inputs(scene: Scene) -> dict[str, Path]:
+    return {
+        "photos": scene.train_dir / "images",
+        "novel_views": scene.nvs_dir / "preds",
+        "renders": scene.nerf_dir / "save" / "rgb_pred",
+        "mesh": scene.mesh_dir / "model.obj",
+        "initial_cameras": scene.initial_cameras,
+        "refined_cameras": scene.refined_cameras,
+        "true_cameras": scene.truth_poses_dir,
+        "true_views": scene.truth_test_dir / "images",
+        "true_mesh": scene.truth_mesh,
+        **{f"record {index}": path for index, path in enumerate(path for path, _ in _stage_records(scene))},
+    }
+
+
+def _evaluate(scene: Scene, config: EvaluationConfig, target: Path) -> None:
+    notes: list[str] = []
+    photos = load_input_views(scene)
+    truth = _true_views(scene, notes)
+    sets = {"2d": _views_in(scene, scene.nvs_dir / "preds", "novel views", notes), "3d": _views_in(scene, scene.nerf_dir / "save" / "rgb_pred", "renders", notes)}
+    sets = {key: images for key, images in sets.items() if images}
+    cameras = {
+        label: read_cameras(path)
+        for label, path in (("initial", scene.initial_cameras), ("refined", scene.refined_cameras))
+        if path.is_file() or notes.append(f"no {label} cameras: {_short(scene, path)} is missing")
+    }
+    true_poses = _true_poses(scene, notes)
+    final = cameras.get("refined") or cameras.get("initial") or {}
+    mesh = _mesh(scene, notes)
+
+    result: dict = {"NAME": scene.object, "type": scene.type, "views": scene.views}
+    corrected: dict = {}
+    result.update(dict.fromkeys(["CD", "IOU", "F1_01", "F1_02", "F1_03"]))
+    _measure_shape(scene, mesh, final, true_poses, truth, result, corrected, notes)
+    if final and true_poses:
+        result.update(pose.compat_errors(final, true_poses))
+        corrected["cameras"] = pose.corrected_errors(final, true_poses)
+        if "refined" in cameras and "initial" in cameras:
+            corrected["initial_cameras"] = pose.corrected_errors(cameras["initial"], true_poses)
+    else:
+        result.update(dict.fromkeys(["Rotation Error", "Elevation", "Azimuth", "Radius"]))
+    _measure_images(scene, sets, truth, config, result, corrected)
+    stages = [{key: value.get(key) for key in ("stage", "seconds", "peak_memory_mb", "peak_gpu_memory_mb") if key in value} for _, value in _stage_records(scene)]
+    result["corrected"] = corrected
+    result["stages"] = stages
+    result["seconds"] = round(sum(stage["seconds"] for stage in stages), 2)
+    result["peak_memory_mb"] = max((stage.get("peak_memory_mb") or 0 for stage in stages), default=0)
+    result["notes"] = notes
+
+    rows = {"true\nviews": truth, "novel views\n(2D)": sets.get("2d"), "renders\n(3D)": sets.get("3d")}
+    write_contact_sheet(scene.results_dir / "contact_sheet.png", photos, {label: images for label, images in rows.items() if images}, mesh)
+    if cameras:
+        true_cameras = {"true": {name: camera_from_pose(p) for name, p in true_poses.items() if name in final}} if true_poses else {}
+        write_camera_plot(scene.results_dir / "cameras.png", true_cameras | cameras, f"{scene.type} {scene.object}, {scene.views} views")
+    write_json(target, [_finite(result)])
+
+
+def _measure_images(scene: Scene, sets: dict, truth: dict, config: EvaluationConfig, result: dict, corrected: dict) -> None:
+    """Image figures of each set and per_view.csv; None for a set that is missing."""
+    scores = {}
+    if sets and truth:
+        from sap3d.metrics.image import score_images
+
+        scores = score_images(truth, sets, config.size, resolve_device(config.device))
+    for key in ("2d", "3d"):
+        values = scores[key].compat() if key in scores else dict.fromkeys(("psnr", "ssim", "lpips"))
+        result.update({f"{key}_{metric}_mean": value for metric, value in values.items()})
+        if key in scores:
+            corrected[key] = scores[key].corrected()
+    protocol = protocol_test_cameras()
+    columns = ["set", "view", "elevation_deg", "azimuth_deg", "psnr", "ssim", "lpips_compat", "lpips"]
+    with atomic_path(scene.results_dir / "per_view.csv") as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        for key, score in scores.items():
+            for row in score.rows():
+                camera = protocol[row["view"]]
+                writer.writerow({"set": key, "elevation_deg": round(camera.elevation_deg), "azimuth_deg": round(camera.azimuth_deg), **row})
+
+
+def _measure_shape(scene, mesh, final, true_poses, truth, result, corrected, notes) -> None:
+    """Shape figures: as it stands but for view 0's azimuth (compat), and after alignment by the cameras (corrected)."""
+    if mesh is None or not scene.truth_mesh.is_file():
+        if mesh is not None:
+            notes.append(f"no true mesh: {_short(scene, scene.truth_mesh)} is missing")
+        return
+    true_mesh = load_mesh_normalised(scene.truth_mesh)
+    if truth:
+        alphas = {name: load_rgba(scene.truth_test_dir / "images" / f"{name}.png")[..., 3] for name in SHEET_VIEWS[:3] if name in truth}
+        agreement = silhouette_agreement(true_mesh, alphas) if alphas else 1.0
+        if agreement < 0.9:
+            notes.append(f"the true mesh and the true views disagree (silhouette IoU {agreement:.2f}): shape figures mean little")
+    turn = 0.0
+    first = next(iter(final), None)
+    if first is not None and first in true_poses:
+        turn = float(wrap_to_pi(camera_from_pose(true_poses[first]).azimuth_rad - final[first].azimuth_rad))
+    reference = (true_mesh.vertices, true_mesh.faces)
+    scores = shape.score_shape((shape.rotate_about_up(mesh.vertices, turn), mesh.faces), reference)
+    result.update(CD=scores.chamfer, IOU=scores.iou, F1_01=scores.f_scores[0], F1_02=scores.f_scores[1], F1_03=scores.f_scores[2])
+    if first is not None and true_poses:
+        alignment = pose.align_cameras(final, true_poses)
+        scores = shape.score_shape((alignment.apply(mesh.vertices), mesh.faces), reference, shape.all_round_views())
+        corrected["shape"] = {"chamfer": scores.chamfer, "iou": scores.iou, **{f"f_{t}": f for t, f in zip(shape.F_THRESHOLDS, scores.f_scores)}, "scale": alignment.scale}
+
+
+def _true_views(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
+    folder = scene.truth_test_dir / "images"
+    names = [name for name in protocol_test_cameras() if (folder / f"{name}.png").is_file()]
+    if len(names) < len(protocol_test_cameras()):
+        where = _short(scene, folder)
+        notes.append(f"{len(names)} true test views in {where}" if names else f"no true test views: {where} is missing")
+    return {name: load_rgb(folder / f"{name}.png") for name in names}
+
+
+def _true_poses(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
+    folder = scene.truth_poses_dir
+    paths = sorted(folder.glob("*.npy")) if folder.is_dir() else []
+    if not paths:
+        notes.append(f"no true cameras: {_short(scene, folder)} is missing")
+    poses = {path.stem: np.load(path, allow_pickle=False) for path in paths}
+    for name, matrix in poses.items():
+        if matrix.shape != (3, 4) or not np.isfinite(matrix).all():
+            raise InputError(f"{folder}/{name}.npy: not a finite 3 x 4 pose but {matrix.shape}; write camera_from_world [R|t]")
+    return poses
+
+
+def _views_in(scene: Scene, folder: Path, what: str, notes: list[str]) -> dict[str, np.ndarray]:
+    names = [name for name in protocol_test_cameras() if (folder / f"{name}.png").is_file()]
+    if not names:
+        notes.append(f"no {what}: {_short(scene, folder)} is missing")
+    elif len(names) < len(protocol_test_cameras()):
+        raise InputError(f"{folder}: holds {len(names)} of 84 {what}; run its stage again")
+    return {name: load_rgb(folder / f"{name}.png") for name in names}
+
+
+def _mesh(scene: Scene, notes: list[str]) -> RenderMesh | None:
+    path = scene.mesh_dir / "model.obj"
+    if not path.is_file():
+        notes.append(f"no mesh: {_short(scene, path)} is missing")
+        return None
+    return load_mesh(path)
+
+
+def _stage_records(scene: Scene) -> list[tuple[Path, dict]]:
+    """Completion records of the stages that made this object, in order: any JSON in their folders with stage and seconds."""
+    stem = scene.initial_cameras.stem
+    beside_cameras = [p for p in scene.initial_cameras.parent.glob(f"*{stem}*.json") if not re.search(re.escape(stem) + r"\d", p.name)]
+    folders = (scene.personal_dir, scene.nvs_dir, scene.nerf_dir, scene.mesh_dir)
+    found, seen = [], set()
+    for path in [*sorted(beside_cameras), *(p for folder in folders for p in sorted(folder.glob("*.json")))]:
+        record = read_json(path)
+        if isinstance(record, dict) and {"stage", "seconds"} <= record.keys():
+            key = (record["stage"], record["seconds"], record.get("finished"))
+            if key not in seen:
+                seen.add(key)
+                found.append((path, record))
+    return found
+
+
+def _short(scene: Scene, path: Path) -> str:
+    """A path as a note shows it: below the root or the repository, without what is particular to this machine."""
+    for base in (scene.root, REPOSITORY):
+        if path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return str(path)
+
+
+def _finite(value):
+    """``value`` with numbers that JSON has not (infinite, not a number) as None, and floats cut to six decimals."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return round(float(value), 6) if np.isfinite(value) else None
+    return value
+
+
+def print_summary(scene: Scene) -> None:
+    """The figures beside SAP3D's, what could not be measured, and where things lie."""
+    result = load_results(scene.results_dir / "results.json")
+    print("\n".join(summary_lines(result)))
+    for note in result.get("notes", []):
+        print(f"note: {note}")
+    for label, path in (
+        ("contact sheet", scene.results_dir / "contact_sheet.png"),
+        ("turntable", scene.nerf_dir / "save" / "turntable.mp4"),
+        ("mesh", scene.mesh_dir / "model.glb"),
+        ("results", scene.results_dir / "results.json"),
+    ):
+        if path.exists():
+            print(f"{label:14}{path}")
+
+
+def command_line() -> None:
+    arguments, config = stage_arguments("Measure one reconstructed object and draw it.", EvaluationConfig)
+    scene = Scene(arguments.type, arguments.object, arguments.views)
+    main(scene, config)
+    print_summary(scene)
+
+
+if __name__ == "__main__":
+    cli(command_line)
