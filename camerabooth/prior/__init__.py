@@ -1,0 +1,1 @@
+"""Training of the base model (the prior) that test-time training starts from."""

@@ -1,0 +1,44 @@
+"""Settings of the prior's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PriorConfig:
+    corpus: str = "dataset/corpus_cache"  # folder that `python -m dataset.corpus` wrote
+    out: str = ".work/prior"  # checkpoints, curves and sample sheets
+    max_minutes: float = 60.0  # stop (with a checkpoint) after this time; run again to go on
+    max_steps: int = 1_000_000  # optimiser steps in all, over all runs
+    seed: int = 0
+
+    # Model (see sap3d.zero123.build.build_tiny)
+    image_size: int = 64  # pixels of the generated views
+    patch_size: int = 4  # pixels of a patch of the autoencoder
+    latent_channels: int = 12  # components kept of each patch
+    whitening: float = 0.5  # 0: components at natural variance, 1: all at variance 1
+    channels: list[int] = field(default_factory=lambda: [64, 128, 256])  # of the U-Net's levels
+    attention: list[bool] = field(default_factory=lambda: [False, True, True])  # which levels attend to the condition
+    token_dim: int = 256  # width of the condition tokens
+    encoder_layers: int = 2  # transformer layers on the AlexNet features
+
+    # Optimisation
+    conditions_per_step: int = 16  # condition images a step
+    targets_per_condition: int = 4  # target views of each; the batch is the product
+    learning_rate: float = 4e-4
+    warmup_steps: int = 200
+    decay_minutes: float = 0.0  # the learning rate falls to zero over the last minutes of this run (0: constant)
+    weight_decay: float = 1e-3
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    drop_condition: float = 0.05  # probability of each of: tokens, concatenation, both dropped
+    snr_gamma: float = 5.0  # min-SNR weighting (arXiv 2303.09556)
+    precision: str = "bf16-mixed"  # of pytorch-lightning's Trainer
+    devices: int = 1
+    threads: int = 0  # CPU threads (0: all)
+
+    # Reports
+    log_every: int = 50
+    validate_every: int = 1000
+    checkpoint_every: int = 200

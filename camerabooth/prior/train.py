@@ -1,0 +1,235 @@
+"""Train the small Zero-1-to-3: ``python -m camerabooth.prior.train --max-minutes 60 [key=value ...]``.
+
+The same command runs on a GPU and on a CPU, stops after ``max_minutes`` with a checkpoint, and goes on exactly where it
+stopped when run again. ``--export FOLDER`` writes the averaged weights of the last checkpoint as a model folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import sap3d.compat  # noqa: F401
+import pytorch_lightning as pl
+
+from camerabooth.prior.config import PriorConfig
+from camerabooth.prior.data import PairSource
+from camerabooth.prior.validate import sample_sheet, validation_loss
+from sap3d.config import load_config
+from sap3d.errors import InputError, cli
+from sap3d.images import save_image
+from sap3d.zero123 import ConditionFeatures, Zero123, build_tiny
+
+
+class PriorModule(pl.LightningModule):
+    """The diffusion loss of Zero-1-to-3 with an exponential moving average of the trained weights."""
+
+    def __init__(self, model: Zero123, config: PriorConfig):
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.trained = nn.ModuleDict({"unet": model.unet, "cc_projection": model.cc_projection})
+        if hasattr(model.image_encoder, "clip"):
+            self.trained["image_encoder"] = model.image_encoder.clip.requires_grad_(True)
+        self.average = AveragedModel(self.trained, multi_avg_fn=self._average_update)
+        self.average.requires_grad_(False)
+
+    def _average_update(self, averaged, current, count):
+        decay = min(self.config.ema_decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def training_step(self, batch, _):
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step * 64 + self.global_rank)
+        loss = diffusion_loss(self.model, batch, generator, self.config.drop_condition, self.config.snr_gamma)
+        self.log("loss", loss.detach(), prog_bar=False)
+        return loss
+
+    def on_before_optimizer_step(self, _):
+        # Lightning's own clipping refuses fused optimisers, which unscale gradients themselves; bf16 needs no scaling.
+        nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.gradient_clip)
+
+    def on_train_batch_end(self, *_):
+        self.average.update_parameters(self.trained)
+
+    def configure_optimizers(self):
+        parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        return torch.optim.AdamW(parameters, self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
+
+    def averaged_model(self) -> Zero123:
+        """The same model object with the averaged weights put in (the caller restores with ``trained_state``)."""
+        for name, part in self.trained.items():
+            part.load_state_dict(self.average.module[name].state_dict())
+        return self.model
+
+
+def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
+    """Mean weighted error of the prediction for targets of grouped conditions (camerabooth.prior.data).
+
+    Conditions are dropped as in Zero-1-to-3: tokens, concatenation or both, with probability ``drop`` each.
+    """
+    features = model.encode_condition(batch["condition"])
+    targets = len(batch["target"]) // len(features)
+    features = ConditionFeatures(features.concat.repeat_interleave(targets, 0), features.tokens.repeat_interleave(targets, 0))
+    latents = model.encode_target(batch["target"])
+    device, count = latents.device, len(latents)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    t = torch.randint(model.num_timesteps, (count,), generator=generator).to(device)
+    u = torch.rand(count, generator=generator).to(device)
+    keep_tokens, keep_concat = (u >= 2 * drop).float(), ((u < drop) | (u >= 3 * drop)).float()
+    noisy = model.add_noise(latents, noise, t)
+    out = model.predict(noisy, t, features, batch["pose"], keep_tokens, keep_concat)
+    error = (out.float() - model.training_target(latents, noise, t)).square().mean((1, 2, 3))
+    return (error * min_snr_weight(model, t, snr_gamma)).mean()
+
+
+def min_snr_weight(model: Zero123, t: torch.Tensor, gamma: float) -> torch.Tensor:
+    """min(SNR, gamma) over SNR (epsilon) or SNR + 1 (v): arXiv 2303.09556. ``gamma`` 0 gives 1."""
+    if gamma <= 0:
+        return torch.ones_like(t, dtype=torch.float32)
+    snr = model.snr(t)
+    epsilon = model.scheduler.config.prediction_type == "epsilon"
+    return snr.clamp_max(gamma) / (snr.clamp_min(1e-8) if epsilon else snr + 1)
+
+
+class TimeBox(pl.Callback):
+    """Learning-rate schedule, curves, checkpoints by time and step, validation, and the stop after ``max_minutes``."""
+
+    def __init__(self, config: PriorConfig, out: Path, validation):
+        self.config, self.out, self.validation = config, out, validation
+        self.begin = self.last_time = time.time()
+        self.loss_sum, self.loss_count, self.out_of_time = 0.0, 0, False
+
+    def on_train_batch_start(self, trainer, module, *_):
+        # All ranks follow the first one's clock: the learning rate and the stop must agree between them.
+        minutes_left = trainer.strategy.broadcast(self.config.max_minutes - (time.time() - self.begin) / 60)
+        self.out_of_time = minutes_left <= 0 or trainer.global_step + 1 >= self.config.max_steps
+        rate = self.config.learning_rate * min(1.0, (trainer.global_step + 1) / max(self.config.warmup_steps, 1))
+        if self.config.decay_minutes > 0:
+            rate *= min(1.0, max(minutes_left, 0.0) / self.config.decay_minutes)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        step, config = trainer.global_step, self.config
+        self.loss_sum, self.loss_count = self.loss_sum + float(outputs["loss"]), self.loss_count + 1
+        batch = config.conditions_per_step * config.targets_per_condition * trainer.world_size
+        if step % config.log_every == 0 and trainer.is_global_zero:
+            now = time.time()
+            rate = self.loss_count * batch / (now - self.last_time)
+            row = {"step": step, "samples": step * batch, "loss": round(self.loss_sum / self.loss_count, 5), "samples_per_second": round(rate, 1)}
+            append_row(self.out / "curve.csv", row)
+            print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+            self.loss_sum, self.loss_count, self.last_time = 0.0, 0, now
+        if step % config.validate_every == 0 and trainer.is_global_zero:
+            self.validate(trainer, module, step, step * batch)
+            self.last_time = time.time()
+        if step % config.checkpoint_every == 0 or self.out_of_time:
+            save_checkpoint(trainer, self.out / "last.ckpt")
+        if self.out_of_time:
+            trainer.should_stop = True
+
+    def validate(self, trainer, module, step, samples):
+        state = {k: v.clone() for k, v in module.trained.state_dict().items()}
+        model = module.averaged_model().eval()
+        loss = validation_loss(model, self.validation, diffusion_loss)
+        sheet, psnr, repeat = sample_sheet(model, self.validation)
+        module.trained.load_state_dict(state)
+        module.train()
+        save_image(self.out / "samples" / f"{step:07d}.png", sheet)
+        row = {"step": step, "samples": samples, "validation_loss": round(loss, 5), "psnr": round(psnr, 3), "psnr_repeat_input": round(repeat, 3)}
+        append_row(self.out / "validation.csv", row)
+        print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+def append_row(path: Path, row: dict) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="") as stream:
+        writer = csv.DictWriter(stream, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    trainer.save_checkpoint(temporary)  # a collective: every rank calls it, the first one writes
+    if trainer.is_global_zero:
+        os.replace(temporary, path)
+
+
+def build(config: PriorConfig, train_images) -> Zero123:
+    """The untrained model with its autoencoder fitted to a sample of the training views."""
+    model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention),
+                       1, config.token_dim, config.encoder_layers, config.seed)  # fmt: skip
+    model.vae.fit(train_images * 2 - 1, config.whitening)
+    return model
+
+
+def load_data(config: PriorConfig, part: str, augment: bool, conditions: int, targets: int) -> PairSource:
+    from dataset.corpus_reader import CorpusReader
+
+    return PairSource(CorpusReader(config.corpus, part, size=128), CorpusReader(config.corpus, part, size=config.image_size), conditions, targets, config.seed, augment)
+
+
+def train(config: PriorConfig, export: Path | None = None) -> Path:
+    """Train until the time or the steps are used up; returns the checkpoint's path."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    pl.seed_everything(config.seed, verbose=False)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "last.ckpt"
+    source = load_data(config, "train", True, config.conditions_per_step, config.targets_per_condition)
+    fit_on = source.batch(0)["target"] if len(source.poses) < 8 else torch.cat([source.batch(-i % 997)["target"] for i in range(40)])
+    module = PriorModule(build(config, fit_on), config)
+    if export is not None:
+        if not checkpoint.is_file():
+            raise InputError(f"{checkpoint}: no checkpoint to export; train first")
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        module.averaged_model().save(export)
+        print(f"step {state['global_step']} exported to {export}")
+        return export
+    start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint.is_file() else 0
+    validation = load_data(config, "validation", False, 16, 4)
+    trainer = pl.Trainer(
+        accelerator="auto", devices=config.devices, strategy="ddp" if config.devices > 1 else "auto", precision=config.precision, max_steps=config.max_steps, max_epochs=-1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, callbacks=[TimeBox(config, out, validation)],
+    )  # fmt: skip
+    stream = StepStream(source, start, int(os.environ.get("LOCAL_RANK", 0)))
+    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=0)
+    trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
+    return checkpoint
+
+
+class StepStream(torch.utils.data.IterableDataset):
+    def __init__(self, source: PairSource, start: int, rank: int):
+        self.source, self.start, self.rank = source, start, rank
+
+    def __iter__(self):
+        return self.source.stream(self.start, self.rank)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the small Zero-1-to-3 on the corpus")
+    parser.add_argument("--config", type=Path, help="YAML file with settings")
+    parser.add_argument("--max-minutes", type=float, help="stop after this many minutes, with a checkpoint")
+    parser.add_argument("--export", type=Path, help="write the averaged weights of the last checkpoint to this folder and stop")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    config = load_config(PriorConfig, arguments.config, arguments.settings)
+    if arguments.max_minutes is not None:
+        config.max_minutes = arguments.max_minutes
+    train(config, arguments.export)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,57 @@
+"""Validation of the prior: the loss with fixed noise, and sampled views beside the truth and the repeated input."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sap3d.cameras import Camera
+from sap3d.images import contact_sheet
+from sap3d.zero123 import Zero123
+from sap3d.zero123.sampler import sample_views
+
+
+@torch.no_grad()
+def validation_loss(model: Zero123, source, loss, batches: int = 6) -> float:
+    """Mean loss over fixed batches with fixed noise and nothing dropped."""
+    return float(np.mean([float(loss(model, _to(source.batch(k), model.device), torch.Generator().manual_seed(k), 0.0, 5.0)) for k in range(batches)]))
+
+
+@torch.no_grad()
+def sample_sheet(model: Zero123, source, objects: int = 8, targets: int = 6, steps: int = 20, guidance_scale: float = 2.0):
+    """(sheet image, PSNR of the samples, PSNR of repeating the input): one row an object, condition, then truth over sample.
+
+    PSNR is the mean over views, in dB; objects and views are fixed.
+    """
+    rng = np.random.default_rng(0)
+    size, scores, repeats, rows = source.small.shape[2], [], [], []
+    from camerabooth.prior.data import over_white
+
+    for index in np.linspace(0, len(source.poses) - 1, objects).astype(int):
+        views = rng.permutation(source.poses.shape[1])[: targets + 1]
+        cameras = [Camera(*map(float, source.poses[index, v])) for v in views]
+        condition = over_white(source.large[index, views[:1]]).to(model.device)
+        truth = over_white(source.small[index, views])
+        images = sample_views(model, model.encode_condition(condition), cameras[:1], cameras[1:], steps, guidance_scale, "first").cpu()
+        scores += [_psnr(a, b) for a, b in zip(images, truth[1:])]
+        repeats += [_psnr(truth[0], b) for b in truth[1:]]
+        shown = [truth[0]] + [torch.cat([t, i], dim=1) for t, i in zip(truth[1:], images)]
+        rows.append([_square(x, size) for x in shown])
+    return contact_sheet(rows, size=2 * size), float(np.mean(scores)), float(np.mean(repeats))
+
+
+def _square(image: torch.Tensor, size: int) -> np.ndarray:
+    """Pad truth-over-sample (3, 2s, s) or a single image (3, s, s) to (2s, 2s, 3) so that the sheet keeps proportions."""
+    canvas = np.ones((2 * size, 2 * size, 3), dtype=np.float32)
+    array = image.permute(1, 2, 0).numpy()
+    left = (2 * size - array.shape[1]) // 2
+    canvas[: array.shape[0], left : left + array.shape[1]] = array
+    return canvas
+
+
+def _psnr(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float(-10 * torch.log10((first - second).square().mean().clamp_min(1e-8)))
+
+
+def _to(batch: dict, device) -> dict:
+    return {k: v.to(device) for k, v in batch.items()}

@@ -1,0 +1,60 @@
+"""Personal weights: the tensors that test-time training changed, bound to the base model they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sap3d.errors import InputError
+from sap3d.scene import atomic_path
+from sap3d.zero123.model import Zero123, load_zero123
+
+FILE = "personal.safetensors"
+
+
+def weights_hash(model: Zero123) -> str:
+    """SHA-256 over the names, shapes and values of a model's U-Net and camera projection."""
+    digest = hashlib.sha256()
+    for part in (model.unet, model.cc_projection):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_personal(path: Path, model: Zero123, trained: list[str], base_hash: str) -> None:
+    """Store the tensors named in ``trained`` (names of ``model.named_parameters()``) with the base model's hash."""
+    parameters = dict(model.named_parameters())
+    tensors = {name: parameters[name].detach().cpu().contiguous().to(torch.float16) for name in trained}
+    with atomic_path(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata={"base": base_hash, "format": "sap3d personal 1"})
+
+
+def load_personal(folder: Path, device: str = "cpu", base: Zero123 | None = None, base_folder: Path | None = None) -> Zero123:
+    """The base model with the personal tensors of ``folder`` put in; the base alone when stage 2 trained nothing.
+
+    Raises InputError when the file is damaged or belongs to another base model.
+    """
+    model = base or load_zero123(base_folder, device)
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return model
+    try:
+        with safe_open(path, "pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+    except Exception as error:
+        raise InputError(f"{path}: damaged personal weights ({str(error).splitlines()[0]}); delete the folder and run stage 2 again") from None
+    if metadata.get("base") != weights_hash(model):
+        raise InputError(f"{path}: was trained from another base model; use that model or run stage 2 again")
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise InputError(f"{path}: tensor {name} does not fit the base model; run stage 2 again")
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+    return model

@@ -1,0 +1,83 @@
+"""Sampling novel views: DDIM with a condition view drawn anew at every step (stochastic conditioning)."""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sap3d.cameras import Camera, pose_condition
+from sap3d.zero123.model import ConditionFeatures, Zero123
+
+STRATEGIES = ("nearest", "near", "random", "first")
+
+
+def condition_probabilities(targets: Sequence[Camera], conditions: Sequence[Camera], strategy: str, sharpness: float = 4.0) -> np.ndarray:
+    """(targets, conditions): the probability with which a condition view serves a target at a step.
+
+    ``random``: uniform. ``near``: proportional to exp(sharpness * cosine of the angle between the viewing directions).
+    ``nearest`` and ``first``: one view always.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {STRATEGIES}, got {strategy!r}")
+    count = len(conditions)
+    if strategy == "first":
+        return np.tile(np.eye(count)[0], (len(targets), 1))
+    if strategy == "random":
+        return np.full((len(targets), count), 1 / count)
+    directions = [np.stack([c.center() / c.radius for c in cameras]) for cameras in (targets, conditions)]
+    cosine = directions[0] @ directions[1].T
+    if strategy == "nearest":
+        return np.eye(count)[cosine.argmax(1)]
+    weights = np.exp(sharpness * (cosine - cosine.max(1, keepdims=True)))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def sampling_timesteps(model: Zero123, steps: int) -> Tensor:
+    """Descending time steps of a DDIM run with the model's own spacing."""
+    model.scheduler.set_timesteps(steps)
+    return model.scheduler.timesteps.clone()
+
+
+@torch.no_grad()
+def sample_views(
+    model: Zero123,
+    features: ConditionFeatures,
+    condition_cameras: Sequence[Camera],
+    target_cameras: Sequence[Camera],
+    steps: int = 25,
+    guidance_scale: float = 3.0,
+    strategy: str = "near",
+    batch_size: int = 28,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Images (T, 3, S, S) in [0, 1] of the object from the target cameras.
+
+    ``features`` are those of the condition images, in the order of ``condition_cameras``. The noise of a view depends
+    on the seed and on the view's index alone, so that batch size does not change the result beyond rounding.
+    """
+    probabilities = condition_probabilities(target_cameras, condition_cameras, strategy)
+    choices = np.stack([np.random.default_rng([seed, i]).choice(len(condition_cameras), size=steps, p=p) for i, p in enumerate(probabilities)])
+    shape = (model.latent_channels, model.latent_size, model.latent_size)
+    timesteps = sampling_timesteps(model, steps)
+    alphas = model.alphas_cumprod
+    poses = torch.tensor(np.stack([[pose_condition(t, c) for c in condition_cameras] for t in target_cameras]), dtype=torch.float32)
+    images = []
+    for start in range(0, len(target_cameras), batch_size):
+        index = range(start, min(start + batch_size, len(target_cameras)))
+        latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 100_003 + i)) for i in index]).to(model.device)
+        for step, t in enumerate(timesteps):
+            chosen = torch.as_tensor(choices[list(index), step])
+            pose = poses[torch.as_tensor(list(index)), chosen].to(model.device)
+            times = torch.full((len(latents),), int(t), device=model.device)
+            out = model.predict_guided(latents, times, features[chosen.to(model.device)], pose, guidance_scale)
+            original, noise = model.predicted_original(out, latents, times), model.predicted_noise(out, latents, times)
+            alpha = alphas[timesteps[step + 1]] if step + 1 < len(timesteps) else alphas.new_tensor(1.0)
+            latents = alpha.sqrt() * original + (1 - alpha).sqrt() * noise
+        images.append(model.decode(latents))
+        if on_batch:
+            on_batch(index[-1] + 1)
+    return torch.cat(images)
