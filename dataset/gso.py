@@ -34,7 +34,7 @@ def unpack_zip(path: Path, target: Path) -> None:
             for info in members:
                 name = PurePosixPath(info.filename.replace("\\", "/"))
                 is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
-                if name.is_absolute() or ".." in name.parts or ":" in name.parts[0:1] or is_link:
+                if name.is_absolute() or ".." in name.parts or any(":" in part for part in name.parts[:1]) or is_link:
                     raise InputError(f"{path}: member {info.filename!r} points outside of the archive; it is not used")
             if sum(info.file_size for info in members) > LARGEST_OBJECT:
                 raise InputError(f"{path}: unpacks to more than {LARGEST_OBJECT >> 30} GB, which is no scanned object")
