@@ -15,13 +15,14 @@ class NetworkConfig:
     backbone: str = "alexnet"  # image encoder: alexnet (frozen, 7 x 7 spatial tokens) or resnet50 (trained, one global token)
     image_size: int = 128  # side of the square images that the encoder sees, pixels
     pixel_patch: int = 4  # side of the RGBA patch that goes with every spatial token of alexnet; 0 for none
+    kept_tokens: int = 24  # spatial tokens kept a view, those that the object covers most; 49 for all
     crop_bases: int = 0  # octaves of the encoding of the crop parameters (3 numbers a view); 0 for no crop parameters
     width: int = 192  # channels of the transformer; a projection is learned where the encoder's tokens differ from it
     depth: int = 4  # layers of the transformer
-    heads: int = 6  # attention heads
-    head_width: int = 32  # channels a head
+    heads: int = 4  # attention heads
+    head_width: int = 48  # channels a head
     mlp_width: int = 512  # hidden channels of the transformer's feed-forward layers
-    dropout: float = 0.0  # dropout in the transformer, training only
+    dropout: float = 0.1  # dropout in the transformer, training only
     view_marker: str = "first"  # how views are told apart: first (a learned mark on view 0) or sinusoid (published)
     energy: str = "bilinear"  # pairwise score: bilinear (dot product, thousands of queries at once) or additive (published)
     energy_width: int = 256  # channels of the pairwise score
@@ -47,6 +48,8 @@ class NetworkConfig:
         for name in ("image_size", "width", "depth", "heads", "head_width", "mlp_width", "energy_width", "rotation_bases"):
             if getattr(self, name) < 1:
                 raise InputError(f"relposepp network: {name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.kept_tokens <= 49:
+            raise InputError(f"relposepp network: kept_tokens must be 1 .. 49, got {self.kept_tokens}")
         if self.energy_layers < 3:
             raise InputError(f"relposepp network: energy_layers must be at least 3, got {self.energy_layers}")
 
@@ -82,14 +85,15 @@ class TrainConfig:
     seed: int = 0  # everything random is drawn from (seed, step)
     steps: int = 12000  # optimisation steps; the learning rate falls to zero over them
     minutes: float = 0.0  # stop after so many minutes and go on at the next call; 0 for no limit
-    batch_tokens: int = 80  # views a step: scenes a step = batch_tokens // views a scene
+    batch_views: int = 72  # views a step: scenes a step = batch_views // views a scene
+    variants: int = 4  # augmented versions of every view: as it is, mirrored, other colours, mirrored with other colours
     max_views: int = 6  # views a scene are drawn from 2 .. max_views
     learning_rate: float = 6e-4  # peak, after the warm-up
     warmup_steps: int = 300  # linear warm-up
     weight_decay: float = 0.05  # AdamW
     clip_norm: float = 1.0  # gradient norm is clipped to this
     ema_decay: float = 0.999  # exponential moving average of the weights: what is evaluated and exported
-    queries: int = 2048  # relative rotations that the true one competes with
+    queries: int = 1536  # relative rotations that the true one competes with
     kernel_deg: float = 10.0  # width of the soft target around the true relative rotation
     elevation_weight: float = 0.3  # weight of the elevation head's loss
     translation_weight: float = 1.0  # weight of the translation head's loss

@@ -53,7 +53,9 @@ class TransformerLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, t, _ = x.shape
         q, k, v = self.to_qkv(self.attention_norm(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1)
+        # Written out: on a CPU the fused kernel's backward is four times as slow at these lengths.
+        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1)
+        attended = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(b, t, -1)
         x = x + F.dropout(self.to_out(attended), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, self.training)
 
@@ -111,6 +113,10 @@ class ViewEncoder(nn.Module):
             features = torch.cat([features, F.unfold(small, side, stride=side).transpose(1, 2)], -1)
         return features
 
+    def tokens_identity(self) -> str:
+        """What ``image_tokens`` depends on, for caches of tokens."""
+        return f"{self.config.backbone} {self.config.image_size} {self.config.pixel_patch}"
+
     def forward(self, tokens: torch.Tensor, crop: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens (B, N, P, channels), crop parameters (B, N, 3) if configured, to features (B, N, D)."""
         if tokens.ndim != 4 or tokens.shape[2:] != (self.tokens, self.token_channels):
@@ -125,7 +131,8 @@ class ViewEncoder(nn.Module):
             tokens = torch.cat([tokens, encoded[:, :, None].expand(b, n, p, -1)], -1)
         x = self.project(tokens)
         if self.spatial:
-            x = torch.cat([self.place[0].expand(b, n, 1, -1), x + self.place[1:]], 2)
+            x = self._covered(x + self.place[1:], tokens)
+            x = torch.cat([self.place[0].expand(b, n, 1, -1), x], 2)
         if self.config.view_marker == "first":
             marks = torch.cat([self.first_view[:1], self.first_view[1:].expand(n - 1, -1)])
         else:
@@ -136,6 +143,16 @@ class ViewEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.norm(x).unflatten(1, (n, -1))[:, :, 0]
+
+
+    def _covered(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The ``kept_tokens`` tokens of every view with the most alpha in their patch: empty background costs no attention."""
+        keep = self.config.kept_tokens
+        if keep >= x.shape[2] or not self.config.pixel_patch:
+            return x
+        alpha = (tokens * self.token_std + self.token_mean)[..., -(self.config.pixel_patch**2) :].mean(-1)
+        chosen = alpha.topk(keep, dim=2).indices.sort(dim=2).values
+        return x.gather(2, chosen[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 
 class RotationScore(nn.Module):

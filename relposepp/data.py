@@ -1,0 +1,105 @@
+"""Training data of stage 1: views of the corpus as tokens of the frozen image encoder, computed once and mapped from disk.
+
+A corpus is anything with ``images`` (objects, views, S, S, 4) uint8, premultiplied by alpha, and ``polar_rad``,
+``azimuth_rad``, ``radius`` (objects, views), ``names`` optional: dataset.corpus_reader.CorpusReader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from relposepp.network import ViewEncoder
+from relposepp.rotations import look_at_rotation
+from sap3d.progress import Progress
+from sap3d.scene import atomic_path
+
+
+@dataclass
+class Batch:
+    """Scenes of one step: tokens (B, N, P, channels) float16, rotations (B, N, 3, 3), elevation_rad (B, N), radius (B, N)."""
+
+    tokens: torch.Tensor
+    rotations: np.ndarray
+    elevation_rad: np.ndarray
+    radius: np.ndarray
+
+
+def augment(images: np.ndarray, variant: int, generator: np.random.Generator) -> np.ndarray:
+    """One object's views (V, S, S, 4) uint8 as float32 in [0, 1], changed the way ``variant`` says.
+
+    Odd variants are mirrored (their azimuths change sign: an exact view of the mirrored object). From variant 2 on the
+    colours of the object are permuted, stretched and shifted, the same in all its views.
+    """
+    images = images.astype(np.float32) / 255
+    if variant % 2:
+        images = images[:, :, ::-1]
+    if variant >= 2:
+        alpha = images[..., 3:]
+        colour = images[..., :3][..., generator.permutation(3)]
+        gain = generator.uniform(0.6, 1.4, 3).astype(np.float32)
+        shift = generator.uniform(-0.15, 0.15, 3).astype(np.float32)
+        colour = np.clip(colour * gain + shift * alpha, 0, alpha)
+        images = np.concatenate([colour, alpha], -1)
+    return np.ascontiguousarray(images)
+
+
+class TokenCache:
+    """Tokens of all views of a corpus in ``variants`` augmented versions.
+
+    Args:
+        corpus: see the module's doc string.
+        encoder: a ViewEncoder with a frozen trunk; its image_tokens are stored as float16.
+        folder: where the arrays are kept; they are made again when corpus or encoder change.
+    """
+
+    def __init__(self, corpus, encoder: ViewEncoder, folder: Path, variants: int, device: str = "cpu", name: str = "train"):
+        self.azimuth_rad = np.asarray(corpus.azimuth_rad, np.float64)
+        self.elevation_rad = np.pi / 2 - np.asarray(corpus.polar_rad, np.float64)
+        self.radius = np.asarray(corpus.radius, np.float64)
+        self.objects, self.views = self.azimuth_rad.shape
+        facts = f"{corpus.images.shape} {self.azimuth_rad.sum():.9e} {self.radius.sum():.9e} {corpus.images[::97].sum()} {encoder.tokens_identity()}"
+        key = hashlib.sha256(facts.encode()).hexdigest()[:12]
+        self.arrays = []
+        for variant in range(variants):
+            path = Path(folder) / f"{name}_{key}_{variant}.npy"
+            if not path.is_file():
+                self._build(path, corpus, encoder, variant, device)
+            self.arrays.append(np.load(path, mmap_mode="r"))
+
+    def _build(self, path: Path, corpus, encoder: ViewEncoder, variant: int, device: str) -> None:
+        names = getattr(corpus, "names", None) or [str(row) for row in range(self.objects)]
+        shape = (self.objects, self.views, encoder.tokens, encoder.token_channels)
+        with atomic_path(path) as temporary, torch.no_grad(), Progress(f"tokens {path.stem}", self.objects) as progress:
+            array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+            for row in range(self.objects):
+                images = augment(np.asarray(corpus.images[row]), variant, np.random.default_rng([variant, zlib.crc32(names[row].encode())]))
+                tokens = encoder.image_tokens(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+                array[row] = tokens.half().cpu().numpy()
+                progress.update(row + 1)
+            array.flush()
+
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (channels,) of the tokens, from every 17th object."""
+        sample = torch.from_numpy(np.asarray(self.arrays[0][::17]).astype(np.float32)).flatten(0, 2)
+        return sample.mean(0), sample.std(0).clamp_min(1e-2)
+
+    def batch(self, scenes: int, views: int, generator: np.random.Generator) -> Batch:
+        """``scenes`` random objects, each in one random variant, with ``views`` different random views."""
+        rows = generator.integers(self.objects, size=scenes)
+        variants = generator.integers(len(self.arrays), size=scenes)
+        columns = np.argsort(generator.random((scenes, self.views)), axis=1)[:, :views]
+        return self.take(rows, variants, columns)
+
+    def take(self, rows: np.ndarray, variants: np.ndarray, columns: np.ndarray) -> Batch:
+        """The scenes of given objects (B,), variants (B,) and views (B, N)."""
+        tokens = np.stack([self.arrays[v][r][c] for r, v, c in zip(rows, variants, columns)])
+        sign = np.where(variants % 2, -1.0, 1.0)[:, None]
+        elevation = self.elevation_rad[rows[:, None], columns]
+        rotations = look_at_rotation(elevation, sign * self.azimuth_rad[rows[:, None], columns])
+        return Batch(torch.from_numpy(tokens), rotations, elevation, self.radius[rows[:, None], columns])
