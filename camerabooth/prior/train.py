@@ -21,6 +21,7 @@ import pytorch_lightning as pl
 
 from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource
+from camerabooth.training import diffusion_error
 from camerabooth.prior.validate import sample_sheet, validation_loss
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
@@ -72,30 +73,13 @@ class PriorModule(pl.LightningModule):
 def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
     """Mean weighted error of the prediction for targets of grouped conditions (camerabooth.prior.data).
 
-    Conditions are dropped as in Zero-1-to-3: tokens, concatenation or both, with probability ``drop`` each.
+    Conditions are dropped with probability ``drop`` each: tokens, concatenation, or both.
     """
     features = model.encode_condition(batch["condition"])
     targets = len(batch["target"]) // len(features)
     features = ConditionFeatures(features.concat.repeat_interleave(targets, 0), features.tokens.repeat_interleave(targets, 0))
     latents = model.encode_target(batch["target"])
-    device, count = latents.device, len(latents)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    t = torch.randint(model.num_timesteps, (count,), generator=generator).to(device)
-    u = torch.rand(count, generator=generator).to(device)
-    keep_tokens, keep_concat = (u >= 2 * drop).float(), ((u < drop) | (u >= 3 * drop)).float()
-    noisy = model.add_noise(latents, noise, t)
-    out = model.predict(noisy, t, features, batch["pose"], keep_tokens, keep_concat)
-    error = (out.float() - model.training_target(latents, noise, t)).square().mean((1, 2, 3))
-    return (error * min_snr_weight(model, t, snr_gamma)).mean()
-
-
-def min_snr_weight(model: Zero123, t: torch.Tensor, gamma: float) -> torch.Tensor:
-    """min(SNR, gamma) over SNR (epsilon) or SNR + 1 (v): arXiv 2303.09556. ``gamma`` 0 gives 1."""
-    if gamma <= 0:
-        return torch.ones_like(t, dtype=torch.float32)
-    snr = model.snr(t)
-    epsilon = model.scheduler.config.prediction_type == "epsilon"
-    return snr.clamp_max(gamma) / (snr.clamp_min(1e-8) if epsilon else snr + 1)
+    return diffusion_error(model, features, latents, batch["pose"], generator, drop, snr_gamma).mean()
 
 
 class TimeBox(pl.Callback):

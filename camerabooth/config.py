@@ -1,0 +1,40 @@
+"""Settings of stage 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass
+class BoothConfig:
+    model: str = ""  # folder of the base Zero-1-to-3 in diffusers' format ("": the bundled small model)
+    device: str = "auto"  # auto, cpu, cuda or cuda:K
+    precision: str = "auto"  # auto, fp32, bf16 (autocast; auto takes bf16 where the hardware has it)
+    seed: int = 0
+
+    # Test-time training (skipped for one view: there are no pairs)
+    train: bool = True  # false: novel views from the base model and the initial cameras
+    trained: str = "unet"  # unet (whole U-Net + projection, as published), attention (its attention layers + projection), projection
+    steps: int = 160  # optimiser steps for two views
+    steps_per_extra_view: int = 40  # and these for each further view
+    batch_size: int = 16  # photo pairs a step
+    regulariser_batch: int = 4  # pairs of regulariser objects a step (prior preservation); 0: none
+    regulariser: str = "similar"  # which objects: similar (to the photos), random or none
+    regulariser_objects: int = 8  # how many objects
+    learning_rate: float = 1e-4  # of the networks; falls to zero along a cosine over all steps
+    camera_learning_rate: float = 1e-3  # radians a step, before Adam's scaling; 0 keeps the cameras
+    camera_anchor: float = 1.0  # weight of the squared distance to the initial cameras (radians^2)
+    mirror: bool = True  # also train on mirrored pairs (azimuth difference with the other sign: exact)
+    drop_condition: float = 0.05  # probability to drop tokens, concatenation, or both (classifier-free guidance)
+    snr_gamma: float = 5.0  # min-SNR weighting; 0 is the published uniform weighting
+    gradient_clip: float = 1.0
+
+    # Novel views
+    nvs_steps: int = 20  # DDIM steps
+    guidance_scale: float = 2.0
+    condition_strategy: str = "near"  # nearest, near (nearer is likelier), random or first: the view that conditions a step
+    nvs_batch_size: int = 28  # views denoised together
+    output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
+
+    QUICK: ClassVar[tuple[str, ...]] = ("steps=30", "steps_per_extra_view=5", "batch_size=8", "nvs_steps=6")

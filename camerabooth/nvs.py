@@ -1,0 +1,37 @@
+"""2D novel views from the personal model: the 84 views of the protocol, or any cameras."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camerabooth.config import BoothConfig
+from camerabooth.training import autocast_context
+from sap3d.cameras import Camera
+from sap3d.images import composite_white, resize
+from sap3d.progress import Progress
+from sap3d.zero123 import Zero123
+from sap3d.zero123.sampler import sample_views
+
+CONDITION_SIZE = 256  # the largest picture any of the encoders uses
+
+
+def photos_over_white(images: Mapping[str, np.ndarray], size: int = CONDITION_SIZE) -> Tensor:
+    """Photos keyed by view name as a tensor (N, 3, size, size) over white, in the mapping's order."""
+    return torch.stack([torch.from_numpy(composite_white(resize(image, size))).permute(2, 0, 1) for image in images.values()])
+
+
+def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:
+    """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``."""
+    with torch.no_grad():
+        features = model.encode_condition(photos)
+    with Progress("camerabooth novel views", len(targets)) as progress, autocast_context(config.precision, model.device)():
+        images = sample_views(
+            model, features, list(condition_cameras.values()), list(targets.values()), config.nvs_steps, config.guidance_scale,
+            config.condition_strategy, config.nvs_batch_size, config.seed, on_batch=progress.update,
+        )  # fmt: skip
+    arrays = images.float().cpu().permute(0, 2, 3, 1).numpy()
+    return {name: resize(array, config.output_size) for name, array in zip(targets, arrays)}

@@ -1,0 +1,64 @@
+"""Regulariser objects for prior preservation: chosen by similarity of AlexNet features, or at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sap3d.errors import InputError
+from sap3d.regularisers import RegulariserObject, list_regularisers, load_regularisers
+from sap3d.scene import Scene
+
+CHOICES = ("similar", "random", "none")
+_VIEWS_COMPARED = 4  # views of each object that are compared with the photos
+
+
+def choose_regularisers(scene: Scene, photos: Tensor, choice: str, count: int, seed: int) -> list[RegulariserObject]:
+    """The objects whose renders accompany the photos in training, at 128 pixels.
+
+    An existing ``query_class/query_match_paths.npy`` of the object (ids, one a row) decides; otherwise ``similar`` takes
+    those with the largest cosine between mean AlexNet features of a photo and of a view. ``photos`` (N, 3, S, S).
+    """
+    if choice not in CHOICES:
+        raise InputError(f"regulariser={choice!r} is unknown: use one of {', '.join(CHOICES)}")
+    known = list_regularisers(scene.regulariser_dir)
+    if choice == "none" or count < 1 or not known:
+        return []
+    matches = scene.train_dir / "query_class" / "query_match_paths.npy"
+    if matches.is_file() and choice == "similar":
+        return load_regularisers(scene.regulariser_dir, _read_matches(matches, known)[:count], 128)
+    if choice == "random":
+        picked = np.random.default_rng(seed).permutation(len(known))[:count]
+        return load_regularisers(scene.regulariser_dir, [known[i] for i in sorted(picked)], 128)
+    objects = load_regularisers(scene.regulariser_dir, None, 128)
+    query = _descriptors(photos)
+    scores = []
+    for item in objects:
+        step = max(len(item.cameras) // _VIEWS_COMPARED, 1)
+        views = torch.from_numpy(item.over_white()[::step].copy()).permute(0, 3, 1, 2).float() / 255
+        scores.append(float((query @ _descriptors(views).T).max(1).values.mean()))
+    return [objects[i] for i in np.argsort(scores)[::-1][:count]]
+
+
+def _descriptors(images: Tensor) -> Tensor:
+    """Unit vectors (B, 256): AlexNet features averaged over positions."""
+    from sap3d.alexnet import alexnet_tokens
+
+    images = torch.nn.functional.interpolate(images, (128, 128), mode="bilinear", antialias=True, align_corners=False)
+    with torch.no_grad():
+        return torch.nn.functional.normalize(alexnet_tokens(images).mean((2, 3)), dim=1)
+
+
+def _read_matches(path: Path, known: list[str]) -> list[str]:
+    try:
+        rows = np.load(path, allow_pickle=False).astype(str).ravel()
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not an array of object ids ({error}); write it with numpy.save as strings") from None
+    ids = [Path(row).name for row in rows]
+    missing = [i for i in ids if i not in known]
+    if missing:
+        raise InputError(f"{path}: names the regulariser object {missing[0]!r}, which is not there; fetch it or delete the file")
+    return ids

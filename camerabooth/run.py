@@ -1,0 +1,140 @@
+"""Stage 2: ``python -m camerabooth.run --type T --object O --views N``.
+
+Reads the photos and stage 1's cameras; writes the personal model and the refined cameras (``scene.personal_dir``), then
+the 84 novel views (``scene.nvs_dir``).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from camerabooth.config import BoothConfig
+from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
+from sap3d.config import as_dict, resolve_device, stage_arguments
+from sap3d.errors import InputError, cli
+from sap3d.images import contact_sheet, load_input_views, save_image, write_video
+from sap3d.scene import Scene, atomic_dir, completion_record, read_cameras, stage_complete, write_cameras, write_json, write_text
+
+_TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
+             "learning_rate", "camera_learning_rate", "camera_anchor", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision")  # fmt: skip
+
+
+def main(scene: Scene, config: BoothConfig) -> Path:
+    """Run the stage; returns ``scene.nvs_dir``. A part whose completion record matches is skipped."""
+    images = load_input_views(scene)
+    initial = read_cameras(scene.initial_cameras)
+    missing = [name for name in images if name not in initial]
+    if missing:
+        raise InputError(f"{scene.initial_cameras}: has no camera for view {missing[0]}; run stage 1 again")
+    initial = {name: initial[name] for name in images}
+    settings = as_dict(config)
+    training_settings = {key: settings[key] for key in _TRAINING}
+    inputs = {"images": scene.train_dir / "images", "masks": scene.train_dir / "masks", "cameras": scene.initial_cameras}
+    record = scene.personal_dir / "record.json"
+    if stage_complete(record, training_settings, inputs, [scene.refined_cameras]):
+        print(f"camerabooth: {scene.personal_dir} is complete, skipped")
+    else:
+        with completion_record(record, "camerabooth training", training_settings, inputs) as extra:
+            train(scene, config, images, initial, extra)
+    inputs = {"images": inputs["images"], "masks": inputs["masks"], "cameras": scene.refined_cameras, "personal": scene.personal_dir / "personal.safetensors"}
+    record = scene.nvs_dir / "record.json"
+    if stage_complete(record, settings, inputs, [scene.nvs_dir / "preds"]):
+        print(f"camerabooth: {scene.nvs_dir} is complete, skipped")
+    else:
+        with completion_record(record, "camerabooth novel views", settings, inputs):
+            render(scene, config, images)
+    return scene.nvs_dir
+
+
+def _device(config: BoothConfig) -> str:
+    import torch
+
+    torch.manual_seed(config.seed)
+    return resolve_device(config.device)
+
+
+def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], initial: dict, extra: dict) -> None:
+    """Test-time training; without it (one view, or ``train=false``) the initial cameras are passed on."""
+    folder = scene.personal_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(images) < 2 or not config.train:
+        (folder / "personal.safetensors").unlink(missing_ok=True)
+        print("camerabooth: " + ("one view has no pairs to train on" if config.train else "train=false") + "; the base model is used")
+        write_cameras(scene.refined_cameras, initial)
+        return
+    from camerabooth.camera_table import CameraTable
+    from camerabooth.nvs import photos_over_white
+    from camerabooth.regulariser import choose_regularisers
+    from camerabooth.training import PhotoPairs, fit
+    from sap3d.zero123 import load_zero123, save_personal
+    from sap3d.zero123.personal import weights_hash
+
+    device = _device(config)
+    model = load_zero123(config.model or None, device)
+    base = weights_hash(model)
+    photos = photos_over_white(images).to(device)
+    regularisers = choose_regularisers(scene, photos, config.regulariser, config.regulariser_objects, config.seed)
+    table = CameraTable(initial).to(device)
+    checkpoint = folder / "checkpoint.pt"
+    fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror), config, checkpoint)
+    extra["resumed_seconds"] = fitted["resumed_seconds"]
+    refined = table.cameras()
+    save_personal(folder / "personal.safetensors", model, fitted["trained"], base)
+    write_text(folder / "loss.csv", _csv(["step", "loss"], enumerate(fitted["losses"])))
+    write_json(folder / "regularisers.json", [item.uid for item in regularisers])
+    write_json(folder / "camera_changes.json", _changes(initial, refined))
+    write_cameras(scene.refined_cameras, refined)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _changes(initial: dict, refined: dict) -> dict:
+    return {
+        name: {
+            "elevation_deg": [round(initial[name].elevation_deg, 3), round(refined[name].elevation_deg, 3)],
+            "azimuth_deg": [round(initial[name].azimuth_deg, 3), round(refined[name].azimuth_deg, 3)],
+            "radius": [round(initial[name].radius, 4), round(refined[name].radius, 4)],
+            "rotation_change_deg": round(float(rotation_angle_deg(initial[name].camera_from_world()[:, :3], refined[name].camera_from_world()[:, :3])), 3),
+        }
+        for name in initial
+    }
+
+
+def render(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray]) -> None:
+    """The 84 views of the protocol, the condition images, a contact sheet and a video along the middle row."""
+    from camerabooth.nvs import novel_views, photos_over_white
+    from sap3d.zero123 import load_personal
+
+    device = _device(config)
+    model = load_personal(scene.personal_dir, device, base_folder=config.model or None)
+    cameras = read_cameras(scene.refined_cameras)
+    targets = protocol_test_cameras()
+    views = novel_views(model, photos_over_white(images).to(device), {name: cameras[name] for name in images}, targets, config)
+    with atomic_dir(scene.nvs_dir) as folder:
+        for name, image in images.items():
+            save_image(folder / "conds" / f"{name}.png", image)
+        for name, view in views.items():
+            save_image(folder / "preds" / f"{name}.png", view)
+        rows = [[views[f"{12 * row + column:03d}"] for column in range(12)] for row in range(7)]
+        save_image(folder / "contact_sheet.png", contact_sheet(rows, [f"elevation {e}" for e in (45, 30, 15, 0, -15, -30, -45)]))
+        write_video(folder / "nvs.mp4", rows[2], fps=6)
+
+
+def _csv(header: list[str], rows) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(header)
+    writer.writerows([step, f"{value:.6f}"] for step, value in rows)
+    return stream.getvalue()
+
+
+def _command_line() -> None:
+    arguments, config = stage_arguments("Stage 2: test-time training, refined cameras and 2D novel views", BoothConfig)
+    print(f"novel views: {main(Scene(arguments.type, arguments.object, arguments.views), config)}")
+
+
+if __name__ == "__main__":
+    cli(_command_line)

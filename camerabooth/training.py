@@ -1,0 +1,205 @@
+"""Test-time training: the networks learn the photos while the diffusion loss refines the cameras."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camerabooth.camera_table import CameraTable
+from camerabooth.config import BoothConfig
+from sap3d.cameras import pose_condition
+from sap3d.errors import InputError
+from sap3d.progress import Progress
+from sap3d.regularisers import RegulariserObject
+from sap3d.scene import atomic_path
+from sap3d.zero123 import ConditionFeatures, Zero123
+
+_CHECKPOINT_SECONDS = 20.0
+
+
+def trained_parameters(model: Zero123, choice: str) -> list[str]:
+    """Names (of ``model.named_parameters()``) that test-time training changes."""
+    if choice not in ("unet", "attention", "projection"):
+        raise InputError(f"trained={choice!r} is unknown: use unet, attention or projection")
+    names = [name for name, _ in model.named_parameters()]
+    chosen = [name for name in names if name.startswith("cc_projection.")]
+    if choice == "unet":
+        chosen += [name for name in names if name.startswith("unet.")]
+    elif choice == "attention":
+        chosen += [name for name in names if name.startswith("unet.") and ".attn" in name]
+    return chosen
+
+
+class PhotoPairs:
+    """Everything of the photos and the regulariser objects that training needs, encoded once.
+
+    Index layout of ``features`` and ``latents``: the photos, then (with ``mirror``) the mirrored photos; likewise for
+    the regularisers, V views an object.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Zero123, photos: Tensor, regularisers: list[RegulariserObject], mirror: bool):
+        self.count = len(photos)
+        both = torch.cat([photos, photos.flip(-1)]) if mirror else photos
+        self.mirror = mirror
+        self.features, self.latents = model.encode_condition(both), model.encode_target(both)
+        self.pairs = torch.tensor([(i, j) for i in range(self.count) for j in range(self.count) if i != j])
+        self.regulariser_cameras = [item.cameras for item in regularisers]
+        if regularisers:
+            views = torch.cat([torch.from_numpy(item.over_white().copy()) for item in regularisers]).to(photos.device)
+            views = views.permute(0, 3, 1, 2).float() / 255
+            parts = [model.encode_condition(chunk) for chunk in views.split(32)]
+            self.regulariser_features = ConditionFeatures(torch.cat([p.concat for p in parts]), torch.cat([p.tokens for p in parts]))
+            self.regulariser_latents = torch.cat([model.encode_target(chunk) for chunk in views.split(32)])
+
+    def photo_batch(self, rng: np.random.Generator, size: int, step: int):
+        """(features, latents, target index, condition index, mirrored): every ordered pair once before any repeats."""
+        total = len(self.pairs)
+        order = [int(np.random.default_rng([step_ // total, 77]).permutation(total)[step_ % total]) for step_ in range(step * size, (step + 1) * size)]
+        target, condition = self.pairs[order].T
+        mirrored = torch.from_numpy(rng.random(size) < 0.5) if self.mirror else torch.zeros(size, dtype=torch.bool)
+        shift = mirrored.long() * self.count
+        return self.features[condition + shift], self.latents[target + shift], target, condition, mirrored
+
+    def regulariser_batch(self, rng: np.random.Generator, size: int):
+        """(features, latents, pose) of ``size`` random ordered pairs of views of random regulariser objects."""
+        objects = rng.integers(len(self.regulariser_cameras), size=size)
+        rows, targets, poses = [], [], []
+        for index in objects:
+            cameras = self.regulariser_cameras[index]
+            start = sum(len(c) for c in self.regulariser_cameras[:index])
+            condition, target = rng.permutation(len(cameras))[:2]
+            rows.append(start + condition)
+            targets.append(start + target)
+            poses.append(pose_condition(cameras[target], cameras[condition]))
+        pose = torch.tensor(np.array(poses), dtype=torch.float32, device=self.regulariser_latents.device)
+        return self.regulariser_features[torch.tensor(rows)], self.regulariser_latents[torch.tensor(targets)], pose
+
+
+def total_steps(config: BoothConfig, views: int) -> int:
+    return config.steps + config.steps_per_extra_view * max(views - 2, 0)
+
+
+def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, checkpoint: Path) -> dict:
+    """Train in place; returns {"trained": names, "losses": per step, "resumed_seconds"}.
+
+    Every random choice follows from (seed, step), so that a run resumed from ``checkpoint`` ends as an undisturbed one.
+    """
+    steps = total_steps(config, data.count)
+    names = trained_parameters(model, config.trained)
+    parameters = dict(model.named_parameters())
+    model.requires_grad_(False)
+    chosen = [parameters[name].requires_grad_(True) for name in names]
+    optimiser = torch.optim.AdamW(
+        [{"params": chosen, "lr": config.learning_rate, "peak": config.learning_rate},
+         {"params": [table.delta], "lr": config.camera_learning_rate, "peak": config.camera_learning_rate}],
+        weight_decay=0.0,
+    )  # fmt: skip
+    start, losses, spent = _resume(checkpoint, parameters, names, table, optimiser, model.device)
+    began = saved = time.time()
+    autocast = autocast_context(config.precision, model.device)
+    with Progress("camerabooth training", steps, start=start) as progress:
+        for step in range(start, steps):
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * _schedule(step, steps)
+            with autocast():
+                loss = _step_loss(model, table, data, config, step)
+            photo_loss = float(loss["photos"].detach())
+            (loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()).backward()
+            torch.nn.utils.clip_grad_norm_(chosen, config.gradient_clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            losses.append(photo_loss)
+            progress.update(step + 1, f"loss {np.mean(losses[-20:]):.4f}")
+            if not math.isfinite(photo_loss):
+                raise InputError(f"{checkpoint.parent}: training diverged at step {step}; lower learning_rate")
+            if time.time() - saved > _CHECKPOINT_SECONDS and step + 1 < steps:
+                saved = time.time()
+                state = {
+                    "step": step + 1, "losses": losses, "seconds": spent + saved - began, "delta": table.delta.detach(),
+                    "tensors": {name: parameters[name].detach() for name in names}, "optimiser": optimiser.state_dict(),
+                }  # fmt: skip
+                with atomic_path(checkpoint) as temporary:
+                    torch.save(state, temporary)
+    model.requires_grad_(False)
+    return {"trained": names, "losses": losses, "resumed_seconds": spent}
+
+
+def _resume(checkpoint: Path, parameters: dict, names: list[str], table: CameraTable, optimiser, device):
+    if not checkpoint.is_file():
+        return 0, [], 0.0
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        with torch.no_grad():
+            for name in names:
+                parameters[name].copy_(state["tensors"][name])
+            table.delta.copy_(state["delta"])
+        optimiser.load_state_dict(state["optimiser"])
+        return state["step"], list(state["losses"]), float(state["seconds"])
+    except Exception as error:
+        raise InputError(f"{checkpoint}: damaged checkpoint ({str(error).splitlines()[0]}); delete it to start this stage again") from None
+
+
+def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, step: int) -> dict[str, Tensor]:
+    rng = np.random.default_rng([config.seed, step])
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    features, latents, target, condition, mirrored = data.photo_batch(rng, config.batch_size, step)
+    pose = table.pose(target, condition, mirrored)
+    losses = {"regulariser": pose.new_zeros(())}
+    if data.regulariser_cameras and config.regulariser_batch > 0:
+        more_features, more_latents, more_pose = data.regulariser_batch(rng, config.regulariser_batch)
+        features = ConditionFeatures(torch.cat([features.concat, more_features.concat]), torch.cat([features.tokens, more_features.tokens]))
+        latents, pose = torch.cat([latents, more_latents]), torch.cat([pose, more_pose])
+    error = diffusion_error(model, features, latents, pose, generator, config.drop_condition, config.snr_gamma)
+    losses["photos"] = error[: config.batch_size].mean()
+    if len(error) > config.batch_size:
+        losses["regulariser"] = error[config.batch_size :].mean() * (len(error) - config.batch_size) / config.batch_size
+    return losses
+
+
+def diffusion_error(model: Zero123, features: ConditionFeatures, latents: Tensor, pose: Tensor, generator: torch.Generator, drop: float, snr_gamma: float) -> Tensor:
+    """Weighted squared error (B,) of the prediction at random steps; conditions dropped as in Zero-1-to-3's training."""
+    count, device = len(latents), latents.device
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    t = torch.randint(model.num_timesteps, (count,), generator=generator).to(device)
+    u = torch.rand(count, generator=generator).to(device)
+    keep_tokens, keep_concat = (u >= 2 * drop).float(), ((u < drop) | (u >= 3 * drop)).float()
+    noisy = model.add_noise(latents, noise, t)
+    out = model.predict(noisy, t, features, pose, keep_tokens, keep_concat)
+    error = (out.float() - model.training_target(latents, noise, t)).square().mean((1, 2, 3))
+    return error * min_snr_weight(model, t, snr_gamma)
+
+
+def min_snr_weight(model: Zero123, t: Tensor, gamma: float) -> Tensor:
+    """min(SNR, gamma) over SNR (epsilon) or SNR + 1 (v): arXiv 2303.09556. ``gamma`` 0 gives 1."""
+    if gamma <= 0:
+        return torch.ones_like(t, dtype=torch.float32)
+    snr = model.snr(t)
+    epsilon = model.scheduler.config.prediction_type == "epsilon"
+    return snr.clamp_max(gamma) / (snr.clamp_min(1e-8) if epsilon else snr + 1)
+
+
+def autocast_context(precision: str, device: torch.device):
+    """A factory of autocast contexts: bf16 where asked for, or with ``auto`` where the hardware multiplies bf16 itself."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"precision={precision!r} is unknown: use auto, fp32 or bf16")
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    if precision == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warm-up over the first twentieth, then a cosine that reaches zero at the last step, whatever the number of views."""
+    warm = max(steps // 20, 1)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
