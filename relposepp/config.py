@@ -30,6 +30,7 @@ class NetworkConfig:
     rotation_bases: int = 4  # octaves of the harmonic embedding of a relative rotation (8 as published)
     translation_widths: tuple[int, int] = (192, 192)  # hidden channels of the translation head
     elevation_bins: int = 24  # bins of the elevation head between -60 and 80 degrees; 0 for no such head
+    azimuth_bins: int = 24  # bins of the head for the azimuth from the object's own front, a help in training; 0 for no such head
 
     @classmethod
     def published(cls) -> NetworkConfig:
@@ -37,7 +38,7 @@ class NetworkConfig:
         return cls(
             backbone="resnet50", image_size=224, pixel_patch=0, crop_bases=8, width=2096, depth=8, heads=12, head_width=64,
             mlp_width=1536, view_marker="sinusoid", energy="additive", rotation_bases=8, translation_widths=(1024, 512),
-            elevation_bins=0,
+            elevation_bins=0, azimuth_bins=0,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -88,7 +89,7 @@ class TrainConfig:
     batch_views: int = 72  # views a step: scenes a step = batch_views // views a scene
     variants: int = 4  # augmented versions of every view: as it is, mirrored, other colours, mirrored with other colours
     max_views: int = 6  # views a scene are drawn from 2 .. max_views
-    learning_rate: float = 6e-4  # peak, after the warm-up
+    learning_rate: float = 1e-3  # peak, after the warm-up
     warmup_steps: int = 300  # linear warm-up
     weight_decay: float = 0.05  # AdamW
     clip_norm: float = 1.0  # gradient norm is clipped to this
@@ -96,6 +97,7 @@ class TrainConfig:
     queries: int = 1536  # relative rotations that the true one competes with
     kernel_deg: float = 10.0  # width of the soft target around the true relative rotation
     elevation_weight: float = 0.3  # weight of the elevation head's loss
+    azimuth_weight: float = 0.3  # weight of the front-azimuth head's loss
     translation_weight: float = 1.0  # weight of the translation head's loss
     checkpoint_seconds: float = 60.0  # time between checkpoints
     validate_every: int = 500  # steps between measurements on the validation split

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from relposepp.network import ViewEncoder
+from relposepp.network import ViewEncoder, compress
 from relposepp.rotations import look_at_rotation
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
@@ -22,18 +22,20 @@ from sap3d.scene import atomic_path
 
 @dataclass
 class Batch:
-    """Scenes of one step: tokens (B, N, P, channels) float16, rotations (B, N, 3, 3), elevation_rad (B, N), radius (B, N)."""
+    """Scenes of one step: tokens (B, N, P, channels) float16, rotations (B, N, 3, 3); angles and radius (B, N)."""
 
     tokens: torch.Tensor
     rotations: np.ndarray
     elevation_rad: np.ndarray
+    azimuth_rad: np.ndarray
     radius: np.ndarray
 
 
 def augment(images: np.ndarray, variant: int, generator: np.random.Generator) -> np.ndarray:
     """One object's views (V, S, S, 4) uint8 as float32 in [0, 1], changed the way ``variant`` says.
 
-    Odd variants are mirrored (their azimuths change sign: an exact view of the mirrored object). From variant 2 on the
+    Odd variants are mirrored (azimuth a becomes 180 degrees - a: an exact view of the object mirrored left to right, whose
+    front stays where it was). From variant 2 on the
     colours of the object are permuted, stretched and shifted, the same in all its views.
     """
     images = images.astype(np.float32) / 255
@@ -85,9 +87,9 @@ class TokenCache:
             array.flush()
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (channels,) of the tokens, from every 17th object."""
-        sample = torch.from_numpy(np.asarray(self.arrays[0][::17]).astype(np.float32)).flatten(0, 2)
-        return sample.mean(0), sample.std(0).clamp_min(1e-2)
+        """Mean and standard deviation (channels,) of the compressed tokens, from every 17th object."""
+        sample = compress(torch.from_numpy(np.asarray(self.arrays[0][::17]).astype(np.float32)).flatten(0, 2))
+        return sample.mean(0), sample.std(0).clamp_min(0.1)
 
     def batch(self, scenes: int, views: int, generator: np.random.Generator) -> Batch:
         """``scenes`` random objects, each in one random variant, with ``views`` different random views."""
@@ -99,7 +101,7 @@ class TokenCache:
     def take(self, rows: np.ndarray, variants: np.ndarray, columns: np.ndarray) -> Batch:
         """The scenes of given objects (B,), variants (B,) and views (B, N)."""
         tokens = np.stack([self.arrays[v][r][c] for r, v, c in zip(rows, variants, columns)])
-        sign = np.where(variants % 2, -1.0, 1.0)[:, None]
         elevation = self.elevation_rad[rows[:, None], columns]
-        rotations = look_at_rotation(elevation, sign * self.azimuth_rad[rows[:, None], columns])
-        return Batch(torch.from_numpy(tokens), rotations, elevation, self.radius[rows[:, None], columns])
+        azimuth = self.azimuth_rad[rows[:, None], columns]
+        azimuth = np.where(variants[:, None] % 2, np.pi - azimuth, azimuth)
+        return Batch(torch.from_numpy(tokens), look_at_rotation(elevation, azimuth), elevation, azimuth, self.radius[rows[:, None], columns])

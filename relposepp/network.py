@@ -30,6 +30,11 @@ def harmonic_embedding(values: torch.Tensor, bases: int) -> torch.Tensor:
     return torch.cat([scaled.sin(), scaled.cos()], dim=-1)
 
 
+def compress(tokens: torch.Tensor) -> torch.Tensor:
+    """Square root of the tokens: a few activations of the trunk are fifty times the usual ones."""
+    return tokens.clamp_min(0).sqrt()
+
+
 def sinusoid_table(positions: int, channels: int) -> torch.Tensor:
     """The position encoding of "Attention is all you need", (positions, channels)."""
     channel = np.arange(channels)
@@ -123,7 +128,8 @@ class ViewEncoder(nn.Module):
             raise ValueError(f"tokens must be (B, N, {self.tokens}, {self.token_channels}), got {tuple(tokens.shape)}")
         b, n, p, _ = tokens.shape
         if self.spatial:
-            tokens = (tokens.float() - self.token_mean) / self.token_std
+            alpha = tokens[..., -max(1, self.config.pixel_patch**2) :]
+            tokens = (compress(tokens.float()) - self.token_mean) / self.token_std
         if self.config.crop_bases:
             if crop is None or crop.shape != (b, n, 3):
                 raise ValueError(f"this network needs crop parameters ({b}, {n}, 3), got {None if crop is None else tuple(crop.shape)}")
@@ -131,7 +137,7 @@ class ViewEncoder(nn.Module):
             tokens = torch.cat([tokens, encoded[:, :, None].expand(b, n, p, -1)], -1)
         x = self.project(tokens)
         if self.spatial:
-            x = self._covered(x + self.place[1:], tokens)
+            x = self._covered(x + self.place[1:], alpha)
             x = torch.cat([self.place[0].expand(b, n, 1, -1), x], 2)
         if self.config.view_marker == "first":
             marks = torch.cat([self.first_view[:1], self.first_view[1:].expand(n - 1, -1)])
@@ -145,13 +151,12 @@ class ViewEncoder(nn.Module):
         return self.norm(x).unflatten(1, (n, -1))[:, :, 0]
 
 
-    def _covered(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def _covered(self, x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
         """The ``kept_tokens`` tokens of every view with the most alpha in their patch: empty background costs no attention."""
         keep = self.config.kept_tokens
         if keep >= x.shape[2] or not self.config.pixel_patch:
             return x
-        alpha = (tokens * self.token_std + self.token_mean)[..., -(self.config.pixel_patch**2) :].mean(-1)
-        chosen = alpha.topk(keep, dim=2).indices.sort(dim=2).values
+        chosen = alpha.float().mean(-1).topk(keep, dim=2).indices.sort(dim=2).values
         return x.gather(2, chosen[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 
@@ -225,6 +230,8 @@ class RelPose(nn.Module):
         self.translation_head = TranslationHead(config)
         if config.elevation_bins:
             self.elevation_head = nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, config.elevation_bins))
+        if config.azimuth_bins:
+            self.azimuth_head = nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, config.azimuth_bins))
 
     def features(self, images: torch.Tensor, crop: torch.Tensor | None = None) -> torch.Tensor:
         """RGBA images (B, N, 4, S, S), premultiplied, in [0, 1], to features (B, N, D)."""

@@ -64,6 +64,11 @@ def losses(network: RelPose, batch: Batch, queries: np.ndarray, config: TrainCon
         elevation = torch.from_numpy(np.rad2deg(batch.elevation_rad)).float().to(device)
         bins = torch.softmax(-0.5 * ((elevation[..., None] - centres) / 6.0) ** 2, -1)
         found["elevation"] = -(bins * F.log_softmax(network.elevation_logits(features).float(), -1)).sum(-1).mean()
+    if network.config.azimuth_bins:
+        azimuth = torch.from_numpy(batch.azimuth_rad).float().to(device)
+        centres = torch.arange(network.config.azimuth_bins, device=device) * (2 * np.pi / network.config.azimuth_bins)
+        bins = torch.softmax(torch.cos(azimuth[..., None] - centres) / np.deg2rad(12.0) ** 2, -1)  # von Mises
+        found["azimuth"] = -(bins * F.log_softmax(network.azimuth_head(features).float(), -1)).sum(-1).mean()
     return found
 
 
@@ -141,10 +146,10 @@ class Trainer:
         self.network.train()
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=config.bf16):
             parts = losses(self.network, batch, queries, config)
-        weights = {"rotation": 1.0, "translation": config.translation_weight, "elevation": config.elevation_weight}
+        weights = {"rotation": 1.0, "translation": config.translation_weight, "elevation": config.elevation_weight, "azimuth": config.azimuth_weight}
         total = sum(weights[name] * value for name, value in parts.items())
         for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = float(self.learning_rate(step))
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
@@ -170,7 +175,7 @@ class Trainer:
         queries = random_look_at_relative(8192, generator)
         embedded = torch.from_numpy(queries).float().to(self.device)
         for views in VALIDATION_VIEWS:
-            errors, rotation = [], []
+            errors, rotation = [], []  # of this number of views
             for _ in range(4):
                 batch = self.validation.batch(160 // views, views, generator)
                 rotation.append(float(losses(network, batch, queries[:2048], self.config)["rotation"]))

@@ -1,0 +1,141 @@
+"""Photos of one scene to scored camera configurations: network, search, absolute elevation, re-ranking, confidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from relposepp import rotations as rot
+from relposepp.config import RelPoseConfig
+from relposepp.inference import Grid, Hypothesis, NetworkScores, PairScores, Tables, search_look_at, search_so3
+from sap3d.cameras import FOV_RAD, RADIUS, Camera, rotation_angle_deg
+from sap3d.errors import InputError
+from sap3d.images import resize
+
+CROP_PADDING = 1.15  # side of the square crop over the longer side of the object's box, as published
+RADIUS_RANGE = (0.9, 3.0)  # what the translation head may say, in object lengths
+WELL_CONDITIONED = 0.2  # common_up_axis below this: azimuths are nearly equal or opposite
+AGREEMENT_DEG = 20.0  # hypotheses agree about a view within this angle
+
+
+@dataclass
+class Estimate:
+    """Cameras (in the order of the photos), all kept hypotheses (best first) and how sure they are.
+
+    confidence: a view, in [0, 1]: the share of the hypotheses' probability that puts the view within 20 degrees of the
+    chosen place, relative to the first view. checks: facts for the report.
+    """
+
+    cameras: list[Camera]
+    hypotheses: list[Hypothesis]
+    probabilities: np.ndarray
+    confidence: np.ndarray
+    radius: np.ndarray
+    checks: dict = field(default_factory=dict)
+
+
+def network_inputs(images: list[np.ndarray], size: int, cropped: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Straight RGBA photos (S, S, 4) to premultiplied network images (N, 4, size, size) and crop parameters (N, 3).
+
+    cropped: cut the square around the object, padded, as the published network wants it; its crop parameters are minus the
+    centre and the width of the crop in coordinates of [-1, 1] across the photo. Otherwise the whole photo (0, 0, 2).
+    """
+    out, parameters = [], []
+    for image in images:
+        crop = (0.0, 0.0, 2.0)
+        if cropped:
+            image, crop = _crop_to_object(image)
+        small = resize(image, size)
+        out.append(np.concatenate([small[..., :3] * small[..., 3:], small[..., 3:]], -1).transpose(2, 0, 1))
+        parameters.append(crop)
+    return np.stack(out).astype(np.float32), np.array(parameters, np.float32)
+
+
+def _crop_to_object(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
+    side = image.shape[0]
+    rows, columns = (np.flatnonzero((image[..., 3] > 0.4).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return image, (0.0, 0.0, 2.0)
+    half = int(np.ceil(CROP_PADDING * max(np.ptp(rows) + 1, np.ptp(columns) + 1) / 2))
+    row, column = int(round((rows[0] + rows[-1] + 1) / 2)), int(round((columns[0] + columns[-1] + 1) / 2))
+    padded = np.pad(image, ((half, half), (half, half), (0, 0)))
+    cut = padded[row : row + 2 * half, column : column + 2 * half]
+    return cut, (1 - 2 * column / side, 1 - 2 * row / side, 4 * half / side)
+
+
+def estimate(images: list[np.ndarray], network, config: RelPoseConfig, device: str = "cpu") -> Estimate:
+    """Cameras of N >= 1 photos (straight RGBA, square) of one object; azimuth is counted from the first photo."""
+    import torch
+
+    network_config = network.config
+    inputs, crop = network_inputs(images, network_config.image_size, network_config.crop_bases > 0)
+    with torch.no_grad():
+        crop_tensor = torch.from_numpy(crop)[None].to(device) if network_config.crop_bases else None
+        features = network.features(torch.from_numpy(inputs)[None].to(device), crop_tensor)[0]
+        translations = network.translations(features[None])[0].float().cpu().numpy()
+    radius = np.clip(np.linalg.norm(translations, axis=1) * network.TRANSLATION_UNIT, *RADIUS_RANGE)
+    if not np.isfinite(radius).all():
+        radius = np.full(len(images), RADIUS)
+    scores = NetworkScores(network, features)
+    hypotheses = propose(scores, config)
+    return finish(hypotheses, radius, scores, config)
+
+
+def propose(scores: PairScores, config: RelPoseConfig) -> list[Hypothesis]:
+    """Scored configurations by the search that ``config.search`` names, best first."""
+    if config.search == "look_at":
+        grid = Grid.from_degrees(config.elevation_range_deg, config.elevation_step_deg, config.azimuth_step_deg)
+        return search_look_at(Tables.of(scores, grid), grid, max(config.candidates, config.hypotheses))
+    if config.search == "so3":
+        found = search_so3(scores, config.queries, config.iterations, max(config.hypotheses, 4), np.random.default_rng(config.seed))
+        return [Hypothesis(*upright(rotations, scores), score) for rotations, score in found]
+    raise InputError(f"search={config.search!r} is unknown: use look_at or so3")
+
+
+def upright(rotations: np.ndarray, scores: PairScores) -> tuple[np.ndarray, np.ndarray]:
+    """Elevation and azimuth (N,) of rotations known up to one turn of the world, in radians.
+
+    N >= 2: by the cameras' common up axis. Where it is not determined (azimuths equal or opposite) the free angle is the one
+    that the elevation head finds most likely; for one view all there is is that head.
+    """
+    if len(rotations) > 1:
+        elevation, azimuth, conditioning = rot.elevations_from_rotations(rotations)
+        if conditioning >= WELL_CONDITIONED:
+            return elevation, azimuth
+    _, _, vt = np.linalg.svd(np.asarray(rotations)[:, 0, :])
+    angles = np.deg2rad(np.arange(0.0, 360.0, 2.0))
+    ups = np.cos(angles)[:, None] * vt[1] + np.sin(angles)[:, None] * vt[2]  # across the cameras' common x axis
+    elevations = np.arcsin(np.clip(np.einsum("nc,kc->kn", rotations[:, 2], ups), -1, 1))
+    total = sum(_elevation_score(scores, v, elevations[:, v]) for v in range(len(rotations)))
+    total = total + 10.0 * np.minimum(0, np.einsum("nc,kc->kn", rotations[:, 1], ups)).sum(1)  # not upside down
+    up = ups[int(np.argmax(total))]
+    world = rot.rotation_between(up, np.array([0.0, 0.0, 1.0]))
+    backward = np.asarray(rotations)[:, 2] @ world.T
+    azimuth = np.arctan2(backward[:, 1], backward[:, 0])
+    return np.arcsin(np.clip(backward[:, 2], -1, 1)), rot.wrap_to_pi(azimuth - azimuth[0])
+
+
+def _elevation_score(scores: PairScores, view: int, elevation_rad: np.ndarray) -> np.ndarray:
+    """The head's log-probability, over a broad belief that photos are taken from the side or a little above."""
+    return scores.elevation(view, elevation_rad) - 0.5 * ((np.rad2deg(elevation_rad) - 15) / 30) ** 2
+
+
+def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores, config: RelPoseConfig) -> Estimate:
+    """Keep the best hypotheses, measure their agreement and turn the first into cameras."""
+    kept = hypotheses[: config.hypotheses]
+    values = np.array([h.score for h in hypotheses])
+    probabilities = np.exp(values - values.max())
+    probabilities /= probabilities.sum()
+    best = kept[0].rotations()
+    angles = np.stack([rotation_angle_deg(h.rotations(), best) for h in hypotheses])
+    confidence = (probabilities[:, None] * (angles < AGREEMENT_DEG)).sum(0)
+    if len(radius) > 1:
+        confidence[0] = confidence[1:].mean()  # the first view is the frame: it is as sure as the others are about it
+    cameras = rot.cameras_from_angles(kept[0].elevation_rad, kept[0].azimuth_rad, radius, FOV_RAD)
+    grid = np.deg2rad(np.arange(-50.0, 75.0, 2.5))
+    head = [float(np.rad2deg(grid[int(np.argmax(scores.elevation(v, grid)))])) for v in range(len(radius))]
+    checks = {"elevation_head_deg": [round(e, 1) for e in head]}
+    if len(radius) > 1:
+        checks["up_axis_conditioning"] = round(rot.elevations_from_rotations(best)[2], 3)
+    return Estimate(cameras, kept, probabilities[: len(kept)], confidence, radius, checks)

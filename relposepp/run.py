@@ -1,0 +1,89 @@
+"""Stage 1: the first N photos of an object to initial cameras.
+
+    python -m relposepp.run --type GSO_demo --object OBJECT --views 5 [--quick] [key=value ...]
+
+Writes camerabooth/configs/TYPE/config_OBJECT_view_N.yaml and a completion record beside it (relposepp/README.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from relposepp.config import RelPoseConfig
+from sap3d.config import as_dict, resolve_device, stage_arguments
+from sap3d.errors import InputError, cli
+from sap3d.images import load_input_views
+from sap3d.scene import Scene, completion_record, stage_complete, write_cameras
+
+
+def main(scene: Scene, config: RelPoseConfig) -> Path:
+    """Estimate the cameras of a scene; returns the camera file. Nothing is done when it is there and still valid."""
+    check(config)
+    output = scene.initial_cameras
+    record = output.with_suffix(".record.json")
+    photos = load_input_views(scene)
+    inputs = {name: _photo_path(scene, name) for name in photos}
+    inputs["weights"] = _weights_folder(config)
+    for name in photos:
+        mask = scene.train_dir / "masks" / f"{name}.png"
+        if mask.is_file():
+            inputs[f"mask_{name}"] = mask
+    if stage_complete(record, as_dict(config), inputs, [output]):
+        return output
+
+    from relposepp.estimate import estimate  # PyTorch is imported only when there is work to do
+    from relposepp.network import load_network
+
+    device = resolve_device(config.device)
+    with completion_record(record, "relposepp", as_dict(config), inputs) as extra:
+        network = load_network(config.weights, device)
+        result = estimate(list(photos.values()), network, config, device)
+        names = list(photos)
+        write_cameras(
+            output,
+            dict(zip(names, result.cameras)),
+            confidence={name: round(float(c), 4) for name, c in zip(names, result.confidence)},
+            hypotheses=[_hypothesis_entry(names, h, p) for h, p in zip(result.hypotheses, result.probabilities)],
+            checks=result.checks,
+        )
+        extra["confidence"] = float(np.mean(result.confidence))
+    return output
+
+
+def check(config: RelPoseConfig) -> None:
+    """Raises InputError for a setting that cannot be used."""
+    if config.search not in ("look_at", "so3"):
+        raise InputError(f"search={config.search!r} is unknown: use look_at or so3")
+    if config.hypotheses < 1 or config.candidates < 1 or config.queries < 100 or config.iterations < 0:
+        raise InputError("relposepp needs hypotheses >= 1, candidates >= 1, queries >= 100 and iterations >= 0")
+    low, high = config.elevation_range_deg
+    if not (-85 <= low < high <= 85) or not 1 <= config.azimuth_step_deg <= 45 or not 1 <= config.elevation_step_deg <= high - low:
+        raise InputError("relposepp needs -85 <= elevation_range_deg <= 85, 1 <= azimuth_step_deg <= 45 and an elevation step within the range")
+
+
+def _weights_folder(config: RelPoseConfig) -> Path:
+    return Path(config.weights) if config.weights else Path(__file__).resolve().parent / "weights" / "tiny"
+
+
+def _photo_path(scene: Scene, name: str) -> Path:
+    return next(p for p in sorted((scene.train_dir / "images").iterdir()) if p.stem == name)
+
+
+def _hypothesis_entry(names: list[str], hypothesis, probability: float) -> dict:
+    return {
+        "score": round(float(hypothesis.score), 4),
+        "probability": round(float(probability), 5),
+        "elevation_deg": {n: round(float(e), 3) for n, e in zip(names, np.rad2deg(hypothesis.elevation_rad))},
+        "azimuth_deg": {n: round(float(a) % 360, 3) for n, a in zip(names, np.rad2deg(hypothesis.azimuth_rad))},
+    }
+
+
+def command_line(argv: list[str] | None = None) -> None:
+    arguments, config = stage_arguments(__doc__.split("\n")[0], RelPoseConfig, argv)
+    print(main(Scene(arguments.type, arguments.object, arguments.views), config))
+
+
+if __name__ == "__main__":
+    cli(command_line)
