@@ -67,7 +67,7 @@ def alexnet_tokens(images: torch.Tensor, trunk: nn.Sequential | None = None) -> 
     """Feature map of conv5 after its ReLU and before the last pooling.
 
     Args:
-        images: (B, 3, H, W) in [0, 1], H and W at least 35; normalised here the ImageNet way. Gradients flow to the images.
+        images: (B, 3, H, W) in [0, 1], H and W at least 31; normalised here the ImageNet way. Gradients flow to the images.
         trunk: a trunk of ``load_alexnet_features``; by default one shared by the process, a copy a device.
     Returns:
         (B, 256, h, w): 7 x 7 for 128 pixels, 3 x 3 for 64, 15 x 15 for 256. Values are not negative.

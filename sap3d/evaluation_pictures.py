@@ -82,7 +82,7 @@ def write_camera_plot(path: Path, sets: Mapping[str, Mapping[str, Camera]], titl
                     places.setdefault(tuple(np.round(point, 2)), []).append(name)
                 for point, names in places.items():
                     axis.annotate("\n".join(names), point, xytext=(7, -3), textcoords="offset points", fontsize=8)
-    limit = max([1.85, *(1.1 * camera.radius for cameras in sets.values() for camera in cameras.values())])
+    limit = max([2.0, *(1.1 * camera.radius for cameras in sets.values() for camera in cameras.values())])
     for axis, name, low in ((above, "from above", -limit), (side, "from the side", -0.3)):
         axis.set(title=name, aspect="equal", xlim=(low, limit), ylim=(-limit, limit))
         axis.grid(alpha=0.3)

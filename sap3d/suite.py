@@ -1,0 +1,260 @@
+"""Runs an experiment over many objects and variants, keeps its raw rows and sets the tables of docs/results.md.
+
+    python -m sap3d.suite quick-6                              docs/suites/quick-6.yaml, resumes where it stopped
+    python -m sap3d.suite quick-6 --variants full --views 5 --objects SCHOOL_BUS
+    python -m sap3d.suite --render                             only docs/results.md, from the stored rows
+
+A suite (fields below: ``Suite`` and ``Variant``) names objects, numbers of views and variants of the settings. Each
+variant works in a root of its own, .work/suites/<suite>/<variant>; a variant may take outputs of stages that it does
+not change from an earlier one, so that time goes where the difference is. Figures go to docs/results_rows/<suite>.json
+and .csv; a row is measured again when its settings change, or with --again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sap3d.cameras import camera_from_pose
+from sap3d.config import load_config
+from sap3d.errors import InputError, cli
+from sap3d.report import flat_row, write_csv
+from sap3d.results import load_results, summary_lines
+from sap3d.scene import REPOSITORY, Scene, read_json, root_dir, write_cameras, write_json
+
+STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
+SUITES = REPOSITORY / "docs" / "suites"
+ROWS = REPOSITORY / "docs" / "results_rows"
+
+
+@dataclass
+class Variant:
+    about: str = ""  # a sentence for the tables
+    stages: list[str] = field(default_factory=lambda: list(STAGES))  # stages to have; the others are left out
+    settings: dict[str, list[str]] = field(default_factory=dict)  # stage -> key=value settings
+    quick: bool = False  # give every stage --quick
+    cameras: str = "estimated"  # "true": the true input cameras stand in for stage 1 (relposepp is not run)
+    share_from: str = ""  # an earlier variant ...
+    share: list[str] = field(default_factory=list)  # ... whose outputs of these stages are copied instead of made
+    views: list[int] = field(default_factory=list)  # only these of the suite's numbers of views; empty: all
+
+
+@dataclass
+class Claim:
+    better: str = ""  # "variant@views"
+    worse: str = ""  # "variant@views"
+    figures: list[str] = field(default_factory=lambda: ["3d_psnr_mean", "3d_lpips_mean"])  # keys of results.json
+
+
+@dataclass
+class Suite:
+    title: str = ""
+    about: str = ""  # a paragraph for docs/results.md
+    type: str = ""
+    objects: list[str] = field(default_factory=list)
+    views: list[int] = field(default_factory=list)
+    more_views: dict[str, list[int]] = field(default_factory=dict)  # object -> further numbers of views
+    variants: dict[str, Variant] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)  # comparisons that docs/results.md spells out
+    evaluation: list[str] = field(default_factory=list)  # key=value settings of sap3d.evaluate
+
+
+def load_suite(name: str) -> tuple[str, Suite]:
+    """(short name, suite) of a file in docs/suites or of a path; raises InputError with the cause."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SUITES / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(f"{path}: no such suite; there are {', '.join(sorted(p.stem for p in SUITES.glob('*.yaml'))) or 'none'}")
+    suite = load_config(Suite, path)
+    if not suite.type or not suite.objects or not suite.views or not suite.variants:
+        raise InputError(f"{path}: a suite needs type, objects, views and variants")
+    earlier: list[str] = []
+    for key, variant in suite.variants.items():
+        unknown = [stage for stage in (*variant.stages, *variant.settings, *variant.share) if stage not in STAGES]
+        if unknown:
+            raise InputError(f"{path}: variant {key} names {unknown[0]}, which is not a stage ({', '.join(STAGES)})")
+        if variant.cameras not in ("estimated", "true"):
+            raise InputError(f"{path}: variant {key}: cameras must be estimated or true, not {variant.cameras}")
+        if bool(variant.share) != bool(variant.share_from) or (variant.share_from and variant.share_from not in earlier):
+            raise InputError(f"{path}: variant {key}: share and share_from go together and name an earlier variant")
+        earlier.append(key)
+    return path.stem, suite
+
+
+def plan(suite: Suite) -> list[tuple[str, str, int]]:
+    """(variant, object, views) of every run, a whole object at a time, in an order in which sharing works."""
+    runs = []
+    for object_ in dict.fromkeys([*suite.objects, *suite.more_views]):
+        counts = list(dict.fromkeys([*(suite.views if object_ in suite.objects else []), *suite.more_views.get(object_, [])]))
+        runs += [(key, object_, n) for n in counts for key, variant in suite.variants.items() if not variant.views or n in variant.views]
+    return runs
+
+
+def stage_outputs(scene: Scene, stage: str) -> list[Path]:
+    """All that a stage leaves behind for one object."""
+    if stage == "relposepp":
+        stem = scene.initial_cameras.stem
+        return [path for path in sorted(scene.initial_cameras.parent.glob(f"*{stem}*")) if path.name.split(stem)[1][:1] in (".", "_", "-")]
+    return {"camerabooth": [scene.personal_dir, scene.nvs_dir], "3D_Recon": [scene.nerf_dir, scene.mesh_dir]}[stage]
+
+
+def share_outputs(source: Scene, target: Scene, stage: str) -> None:
+    """Copy a stage's outputs to the same object in another root; raises InputError when there are none."""
+    found = [path for path in stage_outputs(source, stage) if path.exists()]
+    if not found:
+        raise InputError(f"{source.root}: no outputs of {stage} for {source.object} with {source.views} views; run the variant that makes them first")
+    for path in found:
+        copy = target.root / path.relative_to(source.root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(path, copy)
+        else:
+            shutil.copy2(path, copy)
+
+
+def write_true_cameras(scene: Scene) -> None:
+    """The true input cameras as stage 1's output: an oracle that tells what better cameras would give."""
+    paths = sorted(scene.truth_poses_dir.glob("*.npy"))[: scene.views]
+    if len(paths) < scene.views:
+        raise InputError(f"{scene.truth_poses_dir}: {len(paths)} true cameras where {scene.views} are needed")
+    cameras = {path.stem: camera_from_pose(np.load(path, allow_pickle=False)) for path in paths}
+    first = next(iter(cameras.values())).azimuth_rad
+    write_cameras(scene.initial_cameras, {name: camera.with_azimuth_offset(-first) for name, camera in cameras.items()}, source="ground truth")
+
+
+def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: bool) -> dict:
+    """Make and measure one object under one variant; returns its row. Raises InputError when a stage fails."""
+    variant = suite.variants[key]
+    scene = Scene(suite.type, object_, views, variant_root(name, key))
+    if again:
+        for path in (path for stage in STAGES for path in stage_outputs(scene, stage)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    load = os.getloadavg()[0]
+    for stage in STAGES:
+        if stage in variant.share:
+            share_outputs(Scene(suite.type, object_, views, variant_root(name, variant.share_from)), scene, stage)
+        elif stage == "relposepp" and variant.cameras == "true":
+            write_true_cameras(scene)
+        elif stage in variant.stages:
+            run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, [])])
+    run_program(scene, "sap3d.evaluate", list(suite.evaluation))
+    result = load_results(scene.results_dir / "results.json")
+    print("\n".join(f"    {line}" for line in summary_lines(result)), flush=True)
+    entries = {"suite": name, "variant": key, "definition": definition(variant), "commit": commit(), "cores": os.cpu_count(), "load_before": round(load, 2)}
+    return entries | {"finished": time.strftime("%Y-%m-%d %H:%M"), "result": result}
+
+
+def variant_root(name: str, key: str) -> Path:
+    """The variant's own root. It sees the same data: the repository's, or that below ROOT_DIR."""
+    root = root_dir() / ".work" / "suites" / name / key
+    root.mkdir(parents=True, exist_ok=True)
+    data = root_dir() / "dataset"
+    if root_dir() != REPOSITORY and data.is_dir() and not (root / "dataset").exists():
+        (root / "dataset").symlink_to(data)
+    return root
+
+
+def run_program(scene: Scene, module: str, settings: list[str]) -> None:
+    """Run a stage's command line for ``scene``, its output in a log; raises InputError with its last line when it fails."""
+    log = scene.root / "logs" / f"{scene.object}_{scene.views}_{module.split('.')[0] if module.startswith('3D') else module}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", module, "--type", scene.type, "--object", scene.object, "--views", str(scene.views), *settings]
+    start = time.time()
+    with open(log, "w") as stream:
+        code = subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"ROOT_DIR": str(scene.root)}, stdout=stream, stderr=subprocess.STDOUT).returncode
+    print(f"    {module} {' '.join(settings)}: {time.time() - start:.0f} s", flush=True)
+    if code:
+        last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+        raise InputError(f"{module} ended with status {code}: {last} (log: {log})")
+
+
+def definition(variant: Variant) -> dict:
+    """What makes a row out of date when it changes."""
+    return {"stages": variant.stages, "settings": variant.settings, "quick": variant.quick, "cameras": variant.cameras, "share_from": variant.share_from, "share": variant.share}
+
+
+def commit() -> str:
+    """Short name of the code's commit, with a + when the work tree differs from it; empty outside of a checkout."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=REPOSITORY, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def row_key(row: dict) -> tuple:
+    return row["variant"], row["result"]["NAME"], row["result"]["views"]
+
+
+def load_rows(name: str) -> list[dict]:
+    """The stored rows of a suite; an empty list when there are none."""
+    rows = read_json(ROWS / f"{name}.json")
+    return rows if isinstance(rows, list) else []
+
+
+def store_rows(name: str, rows: list[dict]) -> None:
+    """Write docs/results_rows/<suite>.json (everything) and .csv (the same, flat)."""
+    write_json(ROWS / f"{name}.json", rows)
+    common = ("variant", "commit", "cores", "load_before", "finished")
+    write_csv(ROWS / f"{name}.csv", [{key: row.get(key) for key in common} | flat_row(row["result"]) for row in rows])
+
+
+def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
+    """Run what is missing or out of date; returns the failures, a line each."""
+    wanted = [
+        (key, object_, n)
+        for key, object_, n in plan(suite)
+        if (not arguments.variants or key in arguments.variants) and (not arguments.objects or object_ in arguments.objects) and (not arguments.views or n in arguments.views)
+    ]
+    failures = []
+    for index, (key, object_, n) in enumerate(wanted):
+        stored = {row_key(row): row for row in load_rows(name)}
+        row = stored.get((key, object_, n))
+        label = f"[{index + 1}/{len(wanted)}] {key}, {object_}, {n} views"
+        if row and row["definition"] == definition(suite.variants[key]) and not arguments.again:
+            print(f"{label}: measured already", flush=True)
+            continue
+        print(label, flush=True)
+        try:
+            stored[key, object_, n] = run_one(name, suite, key, object_, n, arguments.again)
+        except InputError as error:
+            failures.append(f"{label}: {error}")
+            print(f"    failed: {error}", file=sys.stderr, flush=True)
+            continue
+        order = {run: place for place, run in enumerate(plan(suite))}
+        store_rows(name, sorted(stored.values(), key=lambda r: order.get(row_key(r), len(order))))
+    return failures
+
+
+def main() -> None:
+    from sap3d.suite_tables import write_results_page
+
+    parser = argparse.ArgumentParser(prog="python -m sap3d.suite", description="Run an experiment of docs/suites and set the tables of docs/results.md.")
+    parser.add_argument("suite", nargs="?", help="name of a file in docs/suites, or a path to a YAML file")
+    parser.add_argument("--variants", nargs="+", default=[], help="only these variants")
+    parser.add_argument("--objects", nargs="+", default=[], help="only these objects")
+    parser.add_argument("--views", nargs="+", type=int, default=[], help="only these numbers of views")
+    parser.add_argument("--again", action="store_true", help="throw stored outputs away and measure again")
+    parser.add_argument("--render", action="store_true", help="run nothing, only write docs/results.md from the stored rows")
+    arguments = parser.parse_args()
+    failures = []
+    if not arguments.render:
+        if not arguments.suite:
+            raise InputError(f"name a suite: {', '.join(sorted(p.stem for p in SUITES.glob('*.yaml'))) or 'there are none'}")
+        name, suite = load_suite(arguments.suite)
+        unknown = [key for key in arguments.variants if key not in suite.variants]
+        if unknown:
+            raise InputError(f"suite {name} has no variant {unknown[0]}; it has {', '.join(suite.variants)}")
+        failures = run_suite(name, suite, arguments)
+    print(write_results_page())
+    if failures:
+        raise InputError(f"{len(failures)} runs failed, the first: {failures[0]}")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,143 @@
+"""Sets docs/results.md from the rows in docs/results_rows: every figure in it comes from there, none is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sap3d.report import TABLE_KEYS, figure_cells
+from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
+from sap3d.scene import REPOSITORY, write_text
+from sap3d.suite import ROWS, SUITES, Claim, Suite, load_rows, load_suite
+
+PAGE = REPOSITORY / "docs" / "results.md"
+_HEADINGS = [FIGURE[key].heading for key in TABLE_KEYS]
+_INTRODUCTION = """# Results
+
+Made by `python -m sap3d.suite --render` from the rows in `docs/results_rows/`; do not edit. A suite is a file in
+`docs/suites/`; `python -m sap3d.suite NAME` runs it and measures again what has changed.
+
+Headline figures follow SAP3D's evaluation (2D: the diffusion model's 84 novel views; 3D: the NeRF's 84 renders; PSNR pooled
+over the views, LPIPS-AlexNet fed [0, 1]; Chamfer, IoU and F-score without alignment). "Strict" figures: mean PSNR of the
+images, LPIPS fed [-1, 1], mesh aligned by the cameras and seen from all sides, rotation error with absolute elevation.
+`results/README.md` defines each. SAP3D's released means are over other sets of Google Scanned Objects, with its full-size
+models on a GPU. Time is the sum of the stages' wall times, memory the largest resident size of any stage.
+"""
+
+
+def write_results_page(page: Path = PAGE) -> Path:
+    """Write the page with every suite that has rows; returns its path."""
+    parts = [_INTRODUCTION]
+    for path in sorted(SUITES.glob("*.yaml")):
+        name, suite = load_suite(str(path))
+        rows = load_rows(name)
+        if rows:
+            parts.append(suite_section(name, suite, rows))
+    write_text(page, "\n".join(parts))
+    return page
+
+
+def suite_section(name: str, suite: Suite, rows: list[dict]) -> str:
+    """One suite in Markdown: means, claims, strict figures, a row an object, time and memory."""
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows if row["commit"]))
+    dates = sorted(row["finished"] for row in rows)
+    cores = ", ".join(dict.fromkeys(str(row["cores"]) for row in rows))
+    parts = [
+        f"## {suite.title or name}\n",
+        *([suite.about.strip() + "\n"] if suite.about else []),
+        f"`python -m sap3d.suite {name}`; {suite.type}, {len(suite.objects)} objects; measured {dates[0]} to {dates[-1]}, {cores} cores, code {commits or 'unknown'};"
+        f" rows: [{name}.csv]({ROWS.name}/{name}.csv).\n",
+        "\n".join(f"* **{key}**: {variant.about}" for key, variant in suite.variants.items() if variant.about) + "\n",
+        means_table(suite, rows) + "\n",
+    ]
+    claims = [line for claim in suite.claims for line in claim_lines(claim, rows)]
+    parts += ["\n".join(claims) + "\n"] if claims else []
+    parts += ["### Strict figures\n", strict_table(suite, rows) + "\n", "### Each object\n", object_table(suite, rows) + "\n", "### Time and memory\n", time_table(suite, rows) + "\n"]
+    return "\n".join(parts)
+
+
+def select(rows: list[dict], variant: str, views: int) -> list[dict]:
+    """The results of one variant and number of views."""
+    return [row["result"] for row in rows if row["variant"] == variant and row["result"]["views"] == views]
+
+
+def groups(suite: Suite, rows: list[dict]) -> list[tuple[int, str, list[dict]]]:
+    """(views, variant, results) of every combination that has rows, by number of views."""
+    counts = sorted({row["result"]["views"] for row in rows})
+    return [(n, key, found) for n in counts for key in suite.variants if (found := select(rows, key, n))]
+
+
+def means_table(suite: Suite, rows: list[dict]) -> str:
+    lines, last = [], None
+    found = groups(suite, rows)
+    for index, (n, key, results) in enumerate(found):
+        lines.append([n, key, len(results), *figure_cells({k: mean_of(results, k) for k in TABLE_KEYS})])
+        last = index + 1 == len(found) or found[index + 1][0] != n
+        released = released_means(n)
+        if last and released:
+            lines.append([n, "*SAP3D, released*", released["objects"], *(f"*{cell}*" if cell != "-" else cell for cell in figure_cells(released))])
+    return markdown_table(["views", "variant", "objects", *_HEADINGS], lines)
+
+
+def claim_lines(claim: Claim, rows: list[dict]) -> list[str]:
+    """Whether ``better`` beats ``worse`` on the objects that both have: a line a figure, with the numbers."""
+    sides = []
+    for text in (claim.better, claim.worse):
+        variant, _, views = text.partition("@")
+        sides.append({result["NAME"]: result for result in select(rows, variant, int(views))})
+    common = sorted(sides[0].keys() & sides[1].keys())
+    lines = []
+    for key in claim.figures:
+        first, second = (mean_of([side[name] for name in common], key) for side in sides)
+        if first is None or second is None:
+            lines.append(f"* {claim.better} against {claim.worse}, {FIGURE[key].heading}: not measured.")
+            continue
+        figure = FIGURE[key]
+        won = first > second if figure.more_is_better else first < second
+        wins = sum((sides[0][n][key] > sides[1][n][key]) == figure.more_is_better for n in common if None not in (sides[0][n].get(key), sides[1][n].get(key)))
+        lines.append(
+            f"* {claim.better} {'beats' if won else '**does not beat**'} {claim.worse} in {figure.heading}: {figure.text(first)} against "
+            f"{figure.text(second)} (mean of {len(common)} objects; better on {wins})."
+        )
+    return lines
+
+
+def strict_table(suite: Suite, rows: list[dict]) -> str:
+    columns = {
+        "2D PSNR": ("corrected.2d.psnr", 2), "2D LPIPS": ("corrected.2d.lpips", 3), "3D PSNR": ("corrected.3d.psnr", 2), "3D LPIPS": ("corrected.3d.lpips", 3),
+        "Chamfer, aligned": ("corrected.shape.chamfer", 3), "IoU, aligned": ("corrected.shape.iou", 3),
+        "elevation (deg)": ("corrected.cameras.elevation", 1), "azimuth (deg)": ("corrected.cameras.azimuth", 1), "centre error": ("corrected.cameras.center_aligned", 3),
+        "stage 1 rotation (deg)": ("corrected.initial_cameras.rotation_pairs", 1),
+    }  # fmt: skip
+    lines = []
+    for n, key, results in groups(suite, rows):
+        values = [(mean_of(results, path), digits) for path, digits in columns.values()]
+        errors = np.array([e for result in results if (e := dig(result, "corrected.cameras.rotation_pairs")) is not None])
+        rotation = [f"{errors.mean():.1f} / {np.median(errors):.1f}", " / ".join(f"{100 * np.mean(errors < d):.0f}" for d in (5, 10, 15, 30))] if len(errors) else ["-", "-"]
+        lines.append([n, key, *("-" if value is None else f"{value:.{digits}f}" for value, digits in values), *rotation])
+    return markdown_table(["views", "variant", *columns, "rotation mean / median (deg)", "% of objects under 5 / 10 / 15 / 30 deg"], lines)
+
+
+def object_table(suite: Suite, rows: list[dict]) -> str:
+    order = {key: place for place, key in enumerate(suite.variants)}
+    ordered = sorted(rows, key=lambda r: (r["result"]["NAME"], r["result"]["views"], order.get(r["variant"], len(order))))
+    lines = [[row["result"]["NAME"], row["result"]["views"], row["variant"], *figure_cells(row["result"])] for row in ordered]
+    return markdown_table(["object", "views", "variant", *_HEADINGS], lines)
+
+
+def time_table(suite: Suite, rows: list[dict]) -> str:
+    """Mean seconds of each stage, mean and longest total, largest memory; shared outputs count with the time they took."""
+    stages = list(dict.fromkeys(stage["stage"] for row in rows for stage in row["result"].get("stages", [])))
+    lines = []
+    for n, key, results in groups(suite, rows):
+        timed = [result for result in results if result.get("stages")]
+        if not timed:
+            continue
+        per_stage = [[s["seconds"] for result in timed for s in result["stages"] if s["stage"] == stage] for stage in stages]
+        totals = [result["seconds"] for result in timed]
+        loads = [row["load_before"] for row in rows if row["variant"] == key and row["result"]["views"] == n]
+        cells = [f"{np.mean(seconds):.0f}" if seconds else "-" for seconds in per_stage]
+        memory = max(result["peak_memory_mb"] for result in timed) / 1024
+        lines.append([n, key, *cells, f"{np.mean(totals):.0f} / {max(totals):.0f}", f"{memory:.1f}", f"{np.mean(loads):.1f}"])
+    return markdown_table(["views", "variant", *(f"{stage} (s)" for stage in stages), "total mean / longest (s)", "peak memory (GB)", "load before"], lines)

@@ -1,0 +1,319 @@
+"""Evaluation, report and suite on a small scene whose true answers are known."""
+
+import argparse
+import csv
+import json
+import shutil
+import textwrap
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from sap3d import evaluate, report, results, suite, suite_tables
+from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.errors import InputError
+from sap3d.evaluation_pictures import SHEET_VIEWS
+from sap3d.images import save_image
+from sap3d.mesh_load import load_mesh_normalised
+from sap3d.mesh_render import MeshRenderer
+from sap3d.scene import REPOSITORY, Scene, completion_record, write_cameras, write_json
+
+HEADLINE_KEYS = {
+    "NAME", "CD", "IOU", "F1_01", "F1_02", "F1_03", "Rotation Error", "Elevation", "Azimuth", "Radius",
+    "2d_psnr_mean", "2d_ssim_mean", "2d_lpips_mean", "3d_psnr_mean", "3d_ssim_mean", "3d_lpips_mean",
+}  # fmt: skip
+INPUTS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90), "002": Camera.from_degrees(30, 270)}
+SMALL = evaluate.EvaluationConfig(size=40, device="cpu")
+
+
+def car() -> trimesh.Trimesh:
+    """A mesh that looks different from all sides and is centred with longest side 1."""
+    body = trimesh.creation.box((1.0, 0.4, 0.3))
+    roof = trimesh.creation.box((0.4, 0.4, 0.2), transform=trimesh.transformations.translation_matrix((0.2, 0, 0.25)))
+    body.visual.face_colors, roof.visual.face_colors = (200, 40, 30, 255), (40, 80, 200, 255)
+    mesh = trimesh.util.concatenate([body, roof])
+    return mesh.apply_translation((0, 0, -0.1))
+
+
+def write_obj(path, mesh, turn_deg=0.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mesh.copy().apply_transform(trimesh.transformations.rotation_matrix(np.deg2rad(turn_deg), (0, 0, 1))).export(path)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    """A root with photos and ground truth of one object, and nothing predicted."""
+    root = tmp_path_factory.mktemp("truth")
+    scene = Scene("TINY", "car", 3, root)
+    write_obj(root / "dataset/3d_models/TINY/car/meshes/model.obj", car())
+    renderer = MeshRenderer(load_mesh_normalised(scene.truth_mesh))
+    for folder, cameras, size in ((root / "dataset/data/train/TINY/car", INPUTS, 96), (root / "dataset/data/test/car", protocol_test_cameras(), 64)):
+        (folder / "poses").mkdir(parents=True)
+        for name, camera in cameras.items():
+            save_image(folder / "images" / f"{name}.png", renderer.render(camera.camera_from_world(), size=size))
+            np.save(folder / "poses" / f"{name}.npy", camera.camera_from_world())
+    return root
+
+
+@pytest.fixture
+def scene(truth, tmp_path):
+    """The same with a perfect prediction, in a folder of the test's own."""
+    shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
+    return predict(Scene("TINY", "car", 3, tmp_path))
+
+
+def predict(scene: Scene, cameras=INPUTS, turn_deg=0.0) -> Scene:
+    for folder in (scene.nvs_dir / "preds", scene.nerf_dir / "save" / "rgb_pred"):
+        shutil.copytree(scene.truth_test_dir / "images", folder, dirs_exist_ok=True)
+    write_obj(scene.mesh_dir / "model.obj", car(), turn_deg)
+    write_cameras(scene.initial_cameras, INPUTS)
+    write_cameras(scene.refined_cameras, cameras)
+    for stage, path in (("relposepp", scene.initial_cameras.with_suffix(".json")), ("camerabooth", scene.personal_dir / "record.json"), ("3D_Recon", scene.nerf_dir / "record.json")):
+        with completion_record(path, stage, {}, {}):
+            pass
+    return scene
+
+
+def read(scene: Scene) -> dict:
+    return results.load_results(scene.results_dir / "results.json")
+
+
+def test_a_perfect_reconstruction(scene):
+    path = evaluate.main(scene, SMALL)
+    stored = json.loads(path.read_text())
+    assert isinstance(stored, list) and len(stored) == 1 and HEADLINE_KEYS <= stored[0].keys()
+    result = read(scene)
+    assert result["2d_psnr_mean"] == 100 and result["3d_ssim_mean"] == pytest.approx(1) and result["3d_lpips_mean"] == pytest.approx(0, abs=1e-4)
+    assert result["CD"] < 1e-4 and result["IOU"] == 1.0 and result["F1_01"] == 1.0
+    assert result["Rotation Error"] == pytest.approx(0, abs=1e-4) and result["corrected"]["cameras"]["elevation"] == pytest.approx(0, abs=1e-4)
+    assert [stage["stage"] for stage in result["stages"]] == ["relposepp", "camerabooth", "3D_Recon"] and result["peak_memory_mb"] > 0
+    assert result["notes"] == []
+    rows = list(csv.DictReader((scene.results_dir / "per_view.csv").open()))
+    assert len(rows) == 2 * 84 and rows[13]["view"] == "013" and rows[13]["elevation_deg"] == "30" and rows[13]["azimuth_deg"] == "30"
+    for name in ("contact_sheet.png", "cameras.png"):
+        with Image.open(scene.results_dir / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_figures_get_worse_with_errors(scene):
+    predict(scene, cameras=INPUTS | {"002": Camera.from_degrees(30, 300)})
+    for name in SHEET_VIEWS:
+        save_image(scene.nvs_dir / "preds" / f"{name}.png", np.ones((64, 64, 3)))
+    write_obj(scene.mesh_dir / "model.obj", car().apply_scale((1, 1, 1.5)))
+    evaluate.main(scene, SMALL)
+    result = read(scene)
+    assert result["2d_psnr_mean"] < 25 < result["3d_psnr_mean"] and result["2d_lpips_mean"] > 0.005
+    assert result["CD"] > 0.01 and result["IOU"] < 0.9
+    assert result["Rotation Error"] == pytest.approx(20, abs=0.1)  # two of three pairs are off by a turn of 30 degrees
+
+
+def test_view_000_sets_the_azimuth_of_the_mesh(scene):
+    """A prediction whose whole world is turned by 90 degrees is the same reconstruction."""
+    turned = {name: camera.with_azimuth_offset(np.pi / 2) for name, camera in INPUTS.items()}
+    predict(scene, cameras=turned, turn_deg=90)
+    evaluate.main(scene, SMALL)
+    result = read(scene)
+    assert result["CD"] < 0.001 and result["IOU"] > 0.95 and result["corrected"]["shape"]["chamfer"] < 0.001
+    write_obj(scene.mesh_dir / "model.obj", car())
+    evaluate.main(scene, SMALL)
+    assert read(scene)["CD"] > 0.02
+
+
+def test_cameras_align_the_mesh(scene):
+    """Predicted at 0.8 of the true size, from cameras at 0.8 of the true distance: wrong as it stands, right after alignment."""
+    predict(scene, cameras={name: Camera(c.polar_rad, c.azimuth_rad, c.radius * 0.8) for name, c in INPUTS.items()})
+    write_obj(scene.mesh_dir / "model.obj", car().apply_scale(0.8))
+    evaluate.main(scene, SMALL)
+    result = read(scene)
+    assert result["CD"] > 0.02 and result["corrected"]["shape"]["chamfer"] < 0.001 and result["corrected"]["shape"]["scale"] == pytest.approx(1.25, abs=1e-4)
+
+
+def test_nothing_is_measured_twice_and_changes_are_noticed(scene):
+    path = evaluate.main(scene, SMALL)
+    stamp = path.stat().st_mtime_ns
+    evaluate.main(scene, SMALL)
+    assert path.stat().st_mtime_ns == stamp
+    save_image(scene.nvs_dir / "preds" / "005.png", np.ones((64, 64, 3)))
+    evaluate.main(scene, SMALL)
+    assert path.stat().st_mtime_ns != stamp
+
+
+def test_without_ground_truth_there_are_pictures_and_times(scene):
+    for folder in (scene.truth_poses_dir, scene.truth_test_dir, scene.truth_mesh.parent):
+        shutil.rmtree(folder)
+    evaluate.main(scene, SMALL)
+    result = read(scene)
+    assert HEADLINE_KEYS <= result.keys() and all(result[key] is None for key in HEADLINE_KEYS - {"NAME"})
+    assert len(result["stages"]) == 3 and (scene.results_dir / "contact_sheet.png").is_file() and (scene.results_dir / "cameras.png").is_file()
+    assert any("dataset/data/test/car" in note for note in result["notes"]) and not any(str(scene.root) in note for note in result["notes"])
+
+
+def test_one_view_and_missing_parts(truth, tmp_path):
+    shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
+    scene = Scene("TINY", "car", 1, tmp_path)
+    write_cameras(scene.initial_cameras, {"000": Camera.from_degrees(12, 0)})
+    shutil.copytree(scene.truth_test_dir / "images", scene.nvs_dir / "preds")
+    evaluate.main(scene, SMALL)
+    result = read(scene)
+    assert result["Rotation Error"] is None and result["corrected"]["cameras"]["elevation"] == pytest.approx(12, abs=1e-4)
+    assert result["3d_psnr_mean"] is None and result["CD"] is None and result["2d_psnr_mean"] == 100
+
+
+def test_bad_input_is_one_clear_line(truth, tmp_path):
+    shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
+    scene = Scene("TINY", "car", 3, tmp_path)
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate.main(scene, SMALL)
+    predict(scene)
+    (scene.nvs_dir / "preds" / "083.png").unlink()
+    with pytest.raises(InputError, match="holds 83 of 84 novel views"):
+        evaluate.main(scene, SMALL)
+    predict(scene)
+    np.save(scene.truth_poses_dir / "001.npy", np.eye(4))
+    with pytest.raises(InputError, match="not a finite 3 x 4 pose"):
+        evaluate.main(scene, SMALL)
+    assert not (scene.results_dir / "record.json").exists()
+
+
+def test_command_line_prints_figures_beside_the_released_ones(scene, monkeypatch, capsys):
+    monkeypatch.setenv("ROOT_DIR", str(scene.root))
+    monkeypatch.setattr("sys.argv", ["evaluate", "--type", "TINY", "--object", "car", "--views", "3", "size=40", "device=cpu"])
+    evaluate.command_line()
+    printed = capsys.readouterr().out
+    assert "18.48 / 0.833 / 0.144" in printed and "mean of 17 GSO objects" in printed  # released, 3 views
+    assert str(scene.results_dir / "contact_sheet.png") in printed and str(scene.results_dir / "results.json") in printed
+
+
+# --- report -----------------------------------------------------------------------------------------------------------
+def test_report_collects_everything(scene):
+    evaluate.main(scene, SMALL)
+    write_json(scene.results_dir.parent / "9" / "results.json", "no result")  # is left out
+    text = report.write_report(scene.root)
+    assert "TINY, 3 views, mean of 1" in text and "SAP3D, 3 views, mean of 17 GSO objects" in text
+    row = next(csv.DictReader((scene.root / "results" / "summary.csv").open()))
+    assert row["object"] == "car" and float(row["2d_psnr_mean"]) == 100 and float(row["corrected.3d.psnr"]) == 100 and "seconds.3D_Recon" in row
+    page = (scene.root / "results" / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2 and 'src="/' not in page and "http" not in page
+
+
+def test_report_says_when_there_is_nothing(tmp_path):
+    with pytest.raises(InputError, match="no results yet"):
+        report.write_report(tmp_path)
+
+
+# --- suite ------------------------------------------------------------------------------------------------------------
+# A stage may be any program that writes the same files: this one copies true views, and blurs them unless "sharp".
+FOREIGN_STAGE = """
+import argparse, pathlib, shutil, sys
+import numpy as np
+from sap3d.images import load_rgb, resize, save_image
+from sap3d.scene import Scene, completion_record, read_cameras, write_cameras
+from sap3d.cameras import Camera
+parser = argparse.ArgumentParser()
+parser.add_argument("--type"); parser.add_argument("--object"); parser.add_argument("--views", type=int)
+parser.add_argument("--quick", action="store_true"); parser.add_argument("settings", nargs="*")
+a = parser.parse_args()
+scene = Scene(a.type, a.object, a.views)
+if "fail" in a.settings:
+    sys.exit("error: asked to fail")
+if not scene.initial_cameras.is_file():
+    write_cameras(scene.initial_cameras, {f"{k:03d}": Camera.from_degrees(10, 100 * k) for k in range(a.views)})
+else:
+    with completion_record(scene.nvs_dir / "record.json", "camerabooth", {}, {}):
+        for path in (scene.truth_test_dir / "images").glob("*.png"):
+            image = load_rgb(path)
+            save_image(scene.nvs_dir / "preds" / path.name, image if "sharp" in a.settings else resize(resize(image, 8), 64))
+"""
+SUITE = """
+title: small
+type: TINY
+objects: [car]
+views: [2]
+evaluation: [size=40, device=cpu]
+variants:
+  full: {about: blurred, stages: [relposepp, camerabooth]}
+  sharp: {stages: [camerabooth], share_from: full, share: [relposepp], settings: {camerabooth: [sharp]}, views: [2]}
+  oracle: {stages: [camerabooth], cameras: "true", views: [2]}
+claims:
+  - {better: sharp@2, worse: full@2, figures: [2d_psnr_mean, 3d_psnr_mean]}
+  - {better: full@2, worse: sharp@2, figures: [2d_lpips_mean]}
+"""
+
+
+@pytest.fixture
+def small_suite(truth, tmp_path, monkeypatch):
+    shutil.copytree(truth, tmp_path / "root")
+    (tmp_path / "foreign_stage.py").write_text(textwrap.dedent(FOREIGN_STAGE))
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "small.yaml").write_text(SUITE)
+    monkeypatch.setenv("ROOT_DIR", str(tmp_path / "root"))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
+    monkeypatch.setattr(suite, "STAGES", {"relposepp": "foreign_stage", "camerabooth": "foreign_stage", "3D_Recon": "foreign_stage"})
+    for module in (suite, suite_tables):
+        monkeypatch.setattr(module, "SUITES", tmp_path / "suites")
+        monkeypatch.setattr(module, "ROWS", tmp_path / "rows")
+    return tmp_path
+
+
+def run_small(**chosen):
+    name, loaded = suite.load_suite("small")
+    arguments = argparse.Namespace(**({"variants": [], "objects": [], "views": [], "again": False} | chosen))
+    return suite.run_suite(name, loaded, arguments), {suite.row_key(row): row for row in suite.load_rows(name)}
+
+
+def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
+    failures, rows = run_small()
+    assert not failures and list(rows) == [("full", "car", 2), ("sharp", "car", 2), ("oracle", "car", 2)]
+    assert rows["sharp", "car", 2]["result"]["2d_psnr_mean"] > 60 > 30 > rows["full", "car", 2]["result"]["2d_psnr_mean"]
+    shared = [rows[key, "car", 2]["result"]["Rotation Error"] for key in ("full", "sharp")]
+    assert shared[0] == shared[1] > 5 and rows["oracle", "car", 2]["result"]["Rotation Error"] == pytest.approx(0, abs=1e-3)
+    capsys.readouterr()
+    _, again = run_small()
+    assert again == rows and capsys.readouterr().out.count("measured already") == 3
+
+    page = suite_tables.write_results_page(small_suite / "results.md").read_text()
+    assert "sharp@2 beats full@2 in 2D PSNR:" in page and "full@2 **does not beat** sharp@2 in 2D LPIPS" in page
+    assert "3D PSNR: not measured" in page and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
+    assert str(small_suite) not in page and (small_suite / "rows" / "small.csv").read_text().startswith("variant,")
+
+
+def test_suite_keeps_going_after_a_failure(small_suite):
+    path = small_suite / "suites" / "small.yaml"
+    path.write_text(SUITE.replace('cameras: "true"', "settings: {camerabooth: [fail]}"))
+    failures, rows = run_small(variants=["sharp", "oracle"])
+    assert "no outputs of relposepp for car with 2 views" in failures[0] and "asked to fail" in failures[1] and not rows
+
+
+def test_suite_plans_extra_views_and_restricted_variants(small_suite):
+    path = small_suite / "suites" / "small.yaml"
+    path.write_text(SUITE.replace("views: [2]\nevaluation", "views: [2]\nmore_views: {car: [1], bus: [3]}\nevaluation"))
+    _, loaded = suite.load_suite("small")
+    assert suite.plan(loaded) == [("full", "car", 2), ("sharp", "car", 2), ("oracle", "car", 2), ("full", "car", 1), ("full", "bus", 3)]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("stages: [camerabooth], share_from", "stages: [camerabooths], share_from", "camerabooths, which is not a stage"),
+        ("share_from: full", "share_from: later", "name an earlier variant"),
+        ('cameras: "true"', "cameras: good", "must be estimated or true"),
+        ("title: small", "titel: small", "titel"),
+        ("objects: [car]", "objects: []", "needs type, objects, views and variants"),
+    ],
+)
+def test_suite_refuses_mistakes(small_suite, old, new, message):
+    path = small_suite / "suites" / "small.yaml"
+    path.write_text(SUITE.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        suite.load_suite("small")
+
+
+def test_committed_suites_load_and_sheet_views_are_protocol_views():
+    for path in (REPOSITORY / "docs" / "suites").glob("*.yaml"):
+        _, loaded = suite.load_suite(str(path))
+        assert suite.plan(loaded)
+    azimuths = [protocol_test_cameras()[name].azimuth_deg for name in SHEET_VIEWS]
+    np.testing.assert_allclose(azimuths, np.arange(0, 360, 30))
+    assert {round(protocol_test_cameras()[name].elevation_deg) for name in SHEET_VIEWS} == {15, 30, -15, 0, 45, -30}
