@@ -1,0 +1,194 @@
+#!/bin/sh
+# One object from photos to figures: the three stages and the evaluation, in order. What is finished is skipped, what was
+# interrupted is resumed. The first call makes .venv and installs requirements.txt. Works from any directory.
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+venv=$here/.venv
+
+main() {
+    [ $# -gt 0 ] || { usage; exit 2; }
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --setup) find_python; exit 0 ;;
+        --test) shift; find_python; cd "$here"; exec "$python" -m pytest tests -q -m "not slow" "$@" ;;
+    esac
+    read_arguments "$@"
+    shift 4
+    find_python
+    choose_device
+    cd "$here"
+    check_settings "$@"
+
+    stage "stage 1 of 3: cameras (RelPose++)" relposepp.run relpose "$@"
+    stage "stage 2 of 3: test-time training and novel views (CameraBooth)" camerabooth.run booth "$@"
+    stage "stage 3 of 3: NeRF and mesh (3D_Recon)" 3D_Recon.threestudio.launch recon "$@"
+    stage "evaluation" sap3d.evaluate eval "$@"
+}
+
+usage() {
+    cat << END
+usage: sh run_pipeline.sh TYPE OBJECT VIEWS GPU [--quick] [stage.key=value ...]
+
+  TYPE OBJECT   photos in dataset/data/train/TYPE/OBJECT/images
+  VIEWS         number of photos to use: the first VIEWS by name, at least 1
+  GPU           index of the GPU (0), or cpu
+  --quick       fewer steps: a first look
+  stage.key     a setting of relpose, booth, recon or eval, such as booth.steps=100
+
+       sh run_pipeline.sh --setup          only make .venv and install requirements.txt
+       sh run_pipeline.sh --test           the tests
+
+  PYTHON=...    use this Python (with requirements.txt installed) and make no .venv
+  ROOT_DIR=...  write results below this folder, and look for data there first
+
+available:
+END
+    for type in $(types); do
+        echo "  $type: $(objects "$type" | tr '\n' ' ')"
+    done
+}
+
+# --- arguments ---------------------------------------------------------------------------------------------------------
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+list() { # words, one a line, as "a, b, c"
+    tr '\n' ' ' | sed 's/ *$//; s/ /, /g'
+}
+
+types() { # names of the dataset types that have an object
+    for folder in "${ROOT_DIR:-$here}" "$here"; do
+        for images in "$folder"/dataset/data/train/*/*/images; do
+            [ ! -d "$images" ] || basename "$(dirname "$(dirname "$images")")"
+        done
+    done | sort -u
+}
+
+objects() { # names of the objects of a type
+    for folder in "${ROOT_DIR:-$here}" "$here"; do
+        for images in "$folder/dataset/data/train/$1"/*/images; do
+            [ ! -d "$images" ] || basename "$(dirname "$images")"
+        done
+    done | sort -u
+}
+
+check_name() {
+    case $2 in
+        [!A-Za-z0-9]* | *[!A-Za-z0-9._-]* | *..*)
+            fail "$1 '$2' is not a plain name: use letters, digits, '.', '_' and '-', and no path" ;;
+    esac
+}
+
+read_arguments() {
+    [ $# -ge 4 ] || fail "TYPE OBJECT VIEWS GPU are needed, got $# of them; sh run_pipeline.sh -h says more"
+    type=$1 object=$2 views=$3 gpu=$4
+    shift 4
+    check_name "dataset type" "$type"
+    check_name "object name" "$object"
+    if [ -n "${ROOT_DIR:-}" ]; then
+        mkdir -p -- "$ROOT_DIR" 2> /dev/null && ROOT_DIR=$(CDPATH='' cd -- "$ROOT_DIR" && pwd) || fail "ROOT_DIR=$ROOT_DIR cannot be used as a folder; choose another"
+        export ROOT_DIR
+    fi
+    [ -n "$type" ] && types | grep -qxF -- "$type" || fail "unknown dataset type '$type'; available: $(types | list)"
+    [ -n "$object" ] && objects "$type" | grep -qxF -- "$object" || fail "unknown object '$object' of type $type; available: $(objects "$type" | list)"
+    case $views in
+        '' | *[!0-9]* | 0*) fail "number of views must be a whole number of at least 1, got '$views'" ;;
+    esac
+    case $gpu in
+        cpu) ;;
+        '' | *[!0-9]*) fail "GPU must be an index such as 0, or cpu, got '$gpu'" ;;
+    esac
+    for argument; do
+        case $argument in
+            --quick | relpose.*=* | booth.*=* | recon.*=* | eval.*=*) ;;
+            -*) fail "unknown option '$argument'; sh run_pipeline.sh -h lists them" ;;
+            *) fail "'$argument' is not a setting: write relpose.key=value, booth.key=value, recon.key=value or eval.key=value" ;;
+        esac
+    done
+}
+
+check_settings() { # an unknown setting of a late stage is reported before the first one runs
+    for argument; do
+        case $argument in *=*) "$python" run_pipeline.py --check_settings "$@"; return ;; esac
+    done
+}
+
+# --- Python and device -------------------------------------------------------------------------------------------------
+is_new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null
+}
+
+find_python() { # sets $python: the PYTHON given, or that of .venv, made and filled when needed
+    if [ -n "${PYTHON:-}" ]; then
+        python=$(command -v -- "$PYTHON") || fail "PYTHON=$PYTHON: no such program"
+        case $python in /*) ;; *) python=$PWD/$python ;; esac
+        is_new_enough "$python" || fail "PYTHON=$PYTHON is not Python 3.10 or newer"
+        missing=$("$python" -c 'import importlib.util as u; print(*[n for n in ("torch", "diffusers", "omegaconf", "embreex", "lpips") if not u.find_spec(n)])')
+        [ -z "$missing" ] || fail "PYTHON=$PYTHON lacks $missing; run $PYTHON -m pip install -r $here/requirements.txt, or unset PYTHON"
+        return
+    fi
+    python=$venv/bin/python
+    wanted=$(cksum < "$here/requirements.txt")
+    if [ -x "$python" ] && [ "$(cat "$venv/requirements.installed" 2> /dev/null)" = "$wanted" ] && is_new_enough "$python"; then
+        return
+    fi
+    set_up
+}
+
+set_up() {
+    for candidate in python3.11 python3.12 python3.13 python3.10 python3 python; do
+        if command -v "$candidate" > /dev/null && is_new_enough "$candidate"; then break; fi
+        candidate=
+    done
+    [ -n "$candidate" ] || fail "Python 3.10 or newer is needed and was not found; install one or set PYTHON to it"
+    echo "first use: making $venv and installing requirements.txt (2 GB on a CPU, a few minutes)"
+    is_new_enough "$python" || rm -rf "$venv"
+    "$candidate" -m venv "$venv" || fail "$candidate cannot make a virtual environment (Debian and Ubuntu: apt install python3-venv), or set PYTHON"
+    "$python" -m pip install --disable-pip-version-check -r "$here/requirements.txt" || fail "requirements.txt could not be installed, the lines above say why; the same command tries again"
+    echo "$wanted" > "$venv/requirements.installed"
+}
+
+choose_device() {
+    if [ "$gpu" = cpu ]; then
+        export CUDA_VISIBLE_DEVICES=
+        echo "running the bundled small model on the CPU, as asked"
+        return
+    fi
+    export CUDA_VISIBLE_DEVICES="$gpu"
+    if ! command -v nvidia-smi > /dev/null || ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        echo "no usable GPU: running the bundled small model on the CPU"
+    else
+        echo "running on GPU $gpu"
+    fi
+}
+
+# --- stages --------------------------------------------------------------------------------------------------------------
+stage() { # title, module, prefix of its settings, all options
+    title=$1 module=$2 prefix=$3
+    shift 3
+    left=$#
+    while [ "$left" -gt 0 ]; do # keep this stage's settings, without their prefix
+        argument=$1
+        shift
+        left=$((left - 1))
+        case $argument in
+            --quick) set -- "$@" --quick ;;
+            "$prefix".*) set -- "$@" "${argument#"$prefix".}" ;;
+        esac
+    done
+    echo "== $title"
+    status=0
+    "$python" -m "$module" --type "$type" --object "$object" --views "$views" "$@" || status=$?
+    case $status in
+        0) ;;
+        137) echo "error: $module was killed, by hand or for want of memory; the same command resumes" >&2 ;;
+        2 | 130) ;; # it has said why
+        *) echo "error: $module ended with status $status, the lines above say why; the same command resumes" >&2 ;;
+    esac
+    [ "$status" -eq 0 ] || exit "$status"
+}
+
+main "$@"
