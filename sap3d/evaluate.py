@@ -77,7 +77,10 @@ def _evaluate(scene: Scene, config: EvaluationConfig, target: Path) -> None:
     notes: list[str] = []
     photos = load_input_views(scene)
     truth = _true_views(scene, notes)
-    sets = {"2d": _views_in(scene, scene.nvs_dir / "preds", "novel views", notes), "3d": _views_in(scene, scene.nerf_dir / "save" / "rgb_pred", "renders", notes)}
+    sets = {
+        "2d": _views_in(scene, scene.nvs_dir / "preds", "novel views", notes),
+        "3d": _views_in(scene, scene.nerf_dir / "save" / "rgb_pred", "renders", notes),
+    }
     sets = {key: images for key, images in sets.items() if images}
     cameras = {
         label: read_cameras(path)
@@ -100,7 +103,8 @@ def _evaluate(scene: Scene, config: EvaluationConfig, target: Path) -> None:
     else:
         result.update(dict.fromkeys(["Rotation Error", "Elevation", "Azimuth", "Radius"]))
     _measure_images(scene, sets, truth, config, result, corrected)
-    stages = [{key: value.get(key) for key in ("stage", "seconds", "peak_memory_mb", "peak_gpu_memory_mb") if key in value} for _, value in _stage_records(scene)]
+    timing = ("stage", "seconds", "peak_memory_mb", "peak_gpu_memory_mb")
+    stages = [{key: record[key] for key in timing if key in record} for _, record in _stage_records(scene)]
     result["corrected"] = corrected
     result["stages"] = stages
     result["seconds"] = round(sum(stage["seconds"] for stage in stages), 2)
@@ -160,7 +164,8 @@ def _measure_shape(scene, mesh, final, true_poses, truth, result, corrected, not
     if first is not None and true_poses:
         alignment = pose.align_cameras(final, true_poses)
         scores = shape.score_shape((alignment.apply(mesh.vertices), mesh.faces), reference, shape.all_round_views())
-        corrected["shape"] = {"chamfer": scores.chamfer, "iou": scores.iou, **{f"f_{t}": f for t, f in zip(shape.F_THRESHOLDS, scores.f_scores)}, "scale": alignment.scale}
+        f_scores = {f"f_{threshold}": score for threshold, score in zip(shape.F_THRESHOLDS, scores.f_scores)}
+        corrected["shape"] = {"chamfer": scores.chamfer, "iou": scores.iou, **f_scores, "scale": alignment.scale}
 
 
 def _true_views(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:

@@ -22,8 +22,17 @@ from sap3d.errors import InputError, cli
 from sap3d.results import FIGURE, FIGURES, dig, find_results, markdown_table, mean_of, released_means
 from sap3d.scene import atomic_path, root_dir, write_text
 
-TABLE_KEYS = ("2d_psnr_mean", "2d_ssim_mean", "2d_lpips_mean", "3d_psnr_mean", "3d_ssim_mean", "3d_lpips_mean", "CD", "IOU", "F1_01", "Rotation Error")
+TABLE_KEYS = (
+    *("2d_psnr_mean", "2d_ssim_mean", "2d_lpips_mean"),
+    *("3d_psnr_mean", "3d_ssim_mean", "3d_lpips_mean"),
+    *("CD", "IOU", "F1_01", "Rotation Error"),
+)
 _HEADINGS = [FIGURE[key].heading for key in TABLE_KEYS]
+_ANGLES = {
+    "initial rotation": "corrected.initial_cameras.rotation_pairs",
+    "refined rotation": "corrected.cameras.rotation_pairs",
+    "elevation": "corrected.cameras.elevation",
+}
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: right }
@@ -100,13 +109,16 @@ def page(results: list[dict], root: Path) -> str:
         table = f"<tr>{_cells(['', *_HEADINGS], 'th')}</tr><tr>{_cells(['here', *figure_cells(result)])}</tr>"
         if released:
             table += f"<tr class=released>{_cells(['SAP3D, released mean', *figure_cells(released)])}</tr>"
-        times = ", ".join(f"{html.escape(str(s['stage']))} {s['seconds']:.0f} s / {(s.get('peak_memory_mb') or 0) / 1024:.1f} GB" for s in result.get("stages", []))
-        strict = {"elevation": "corrected.cameras.elevation", "initial rotation": "corrected.initial_cameras.rotation_pairs", "refined rotation": "corrected.cameras.rotation_pairs"}
-        angles = ", ".join(f"{label} error {dig(result, path):.1f}&deg;" for label, path in strict.items() if dig(result, path) is not None)
+        times = ", ".join(
+            f"{html.escape(str(stage['stage']))} {stage['seconds']:.0f} s / {(stage.get('peak_memory_mb') or 0) / 1024:.1f} GB"
+            for stage in result.get("stages", [])
+        )
+        angles = ", ".join(f"{label} error {dig(result, path):.1f}&deg;" for label, path in _ANGLES.items() if dig(result, path) is not None)
         notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in result.get("notes", []))
         pictures = "".join(_picture(folder / name) for name in ("contact_sheet.png", "cameras.png"))
         parts.append(f"<section><h2>{html.escape(title)}</h2><table>{table}</table><p>{angles}</p><p>{times}</p>{notes}{pictures}</section>")
-    return f"<!doctype html><html lang=en><meta charset=utf-8><title>SAP3D results</title><style>{_STYLE}</style><h1>Results</h1>{''.join(parts)}</html>\n"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>SAP3D results</title><style>{_STYLE}</style>"
+    return f"{head}<h1>Results</h1>{''.join(parts)}</html>\n"
 
 
 def _picture(path: Path) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from sap3d.cameras import camera_from_pose
-from sap3d.config import load_config
+from sap3d.config import as_dict, load_config
 from sap3d.errors import InputError, cli
 from sap3d.report import flat_row, write_csv
 from sap3d.results import load_results, summary_lines
@@ -109,7 +109,8 @@ def share_outputs(source: Scene, target: Scene, stage: str) -> None:
     """Copy a stage's outputs to the same object in another root; raises InputError when there are none."""
     found = [path for path in stage_outputs(source, stage) if path.exists()]
     if not found:
-        raise InputError(f"{source.root}: no outputs of {stage} for {source.object} with {source.views} views; run the variant that makes them first")
+        what = f"{stage} for {source.object} with {source.views} views"
+        raise InputError(f"{source.root}: no outputs of {what}; run the variant that makes them first")
     for path in found:
         copy = target.root / path.relative_to(source.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -137,19 +138,28 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     if again:
         for path in (path for stage in STAGES for path in stage_outputs(scene, stage)):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    load = os.getloadavg()[0]
+    load, wall = os.getloadavg()[0], {}
     for stage in STAGES:
         if stage in variant.share:
             share_outputs(Scene(suite.type, object_, views, variant_root(name, variant.share_from)), scene, stage)
         elif stage == "relposepp" and variant.cameras == "true":
             write_true_cameras(scene)
         elif stage in variant.stages:
-            run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, [])])
-    run_program(scene, "sap3d.evaluate", list(suite.evaluation))
+            wall[stage] = run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, [])])
+    wall["evaluate"] = run_program(scene, "sap3d.evaluate", list(suite.evaluation))
     result = load_results(scene.results_dir / "results.json")
     print("\n".join(f"    {line}" for line in summary_lines(result)), flush=True)
-    entries = {"suite": name, "variant": key, "definition": definition(variant), "commit": commit(), "cores": os.cpu_count(), "load_before": round(load, 2)}
-    return entries | {"finished": time.strftime("%Y-%m-%d %H:%M"), "result": result}
+    return {
+        "suite": name,
+        "variant": key,
+        "definition": definition(variant),
+        "commit": commit(),
+        "cores": os.cpu_count(),
+        "load_before": round(load, 2),
+        "wall_seconds": wall,
+        "finished": time.strftime("%Y-%m-%d %H:%M"),
+        "result": result,
+    }
 
 
 def variant_root(name: str, key: str) -> Path:
@@ -162,23 +172,30 @@ def variant_root(name: str, key: str) -> Path:
     return root
 
 
-def run_program(scene: Scene, module: str, settings: list[str]) -> None:
-    """Run a stage's command line for ``scene``, its output in a log; raises InputError with its last line when it fails."""
-    log = scene.root / "logs" / f"{scene.object}_{scene.views}_{module.split('.')[0] if module.startswith('3D') else module}.log"
+def run_program(scene: Scene, module: str, settings: list[str]) -> float:
+    """Run a command line for ``scene``, its output in a log; returns its wall time in seconds, start-up and all.
+
+    Raises InputError with the last line of the log when it fails.
+    """
+    log = scene.root / "logs" / f"{scene.object}_{scene.views}_{module}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", module, "--type", scene.type, "--object", scene.object, "--views", str(scene.views), *settings]
+    environment = os.environ | {"ROOT_DIR": str(scene.root)}
     start = time.time()
     with open(log, "w") as stream:
-        code = subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"ROOT_DIR": str(scene.root)}, stdout=stream, stderr=subprocess.STDOUT).returncode
-    print(f"    {module} {' '.join(settings)}: {time.time() - start:.0f} s", flush=True)
+        code = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=stream, stderr=subprocess.STDOUT).returncode
+    seconds = round(time.time() - start, 1)
+    print(f"    {module} {' '.join(settings)}: {seconds:.0f} s", flush=True)
     if code:
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
         raise InputError(f"{module} ended with status {code}: {last} (log: {log})")
+    return seconds
 
 
 def definition(variant: Variant) -> dict:
     """What makes a row out of date when it changes."""
-    return {"stages": variant.stages, "settings": variant.settings, "quick": variant.quick, "cameras": variant.cameras, "share_from": variant.share_from, "share": variant.share}
+    values = as_dict(variant)
+    return {key: values[key] for key in ("stages", "settings", "quick", "cameras", "share_from", "share")}
 
 
 def commit() -> str:
@@ -209,7 +226,7 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
     wanted = [
         (key, object_, n)
         for key, object_, n in plan(suite)
-        if (not arguments.variants or key in arguments.variants) and (not arguments.objects or object_ in arguments.objects) and (not arguments.views or n in arguments.views)
+        if all(not chosen or value in chosen for value, chosen in ((key, arguments.variants), (object_, arguments.objects), (n, arguments.views)))
     ]
     failures = []
     for index, (key, object_, n) in enumerate(wanted):

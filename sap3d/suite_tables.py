@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sap3d.metrics.pose import ANGLE_THRESHOLDS_DEG
 from sap3d.report import TABLE_KEYS, figure_cells
 from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
@@ -46,14 +47,15 @@ def suite_section(name: str, suite: Suite, rows: list[dict]) -> str:
     parts = [
         f"## {suite.title or name}\n",
         *([suite.about.strip() + "\n"] if suite.about else []),
-        f"`python -m sap3d.suite {name}`; {suite.type}, {len(suite.objects)} objects; measured {dates[0]} to {dates[-1]}, {cores} cores, code {commits or 'unknown'};"
-        f" rows: [{name}.csv]({ROWS.name}/{name}.csv).\n",
+        f"`python -m sap3d.suite {name}`; {suite.type}, {len(suite.objects)} objects; measured {dates[0]} to {dates[-1]}, {cores} cores, "
+        f"code {commits or 'unknown'}; rows: [{name}.csv]({ROWS.name}/{name}.csv).\n",
         "\n".join(f"* **{key}**: {variant.about}" for key, variant in suite.variants.items() if variant.about) + "\n",
         means_table(suite, rows) + "\n",
     ]
     claims = [line for claim in suite.claims for line in claim_lines(claim, rows)]
     parts += ["\n".join(claims) + "\n"] if claims else []
-    parts += ["### Strict figures\n", strict_table(suite, rows) + "\n", "### Each object\n", object_table(suite, rows) + "\n", "### Time and memory\n", time_table(suite, rows) + "\n"]
+    for heading, table in (("Strict figures", strict_table), ("Each object", object_table), ("Time and memory", time_table)):
+        parts.append(f"### {heading}\n\n{table(suite, rows)}\n")
     return "\n".join(parts)
 
 
@@ -95,7 +97,8 @@ def claim_lines(claim: Claim, rows: list[dict]) -> list[str]:
             continue
         figure = FIGURE[key]
         won = first > second if figure.more_is_better else first < second
-        wins = sum((sides[0][n][key] > sides[1][n][key]) == figure.more_is_better for n in common if None not in (sides[0][n].get(key), sides[1][n].get(key)))
+        pairs = [(sides[0][name].get(key), sides[1][name].get(key)) for name in common]
+        wins = sum((a > b) if figure.more_is_better else (a < b) for a, b in pairs if a is not None and b is not None)
         lines.append(
             f"* {claim.better} {'beats' if won else '**does not beat**'} {claim.worse} in {figure.heading}: {figure.text(first)} against "
             f"{figure.text(second)} (mean of {len(common)} objects; better on {wins})."
@@ -105,17 +108,26 @@ def claim_lines(claim: Claim, rows: list[dict]) -> list[str]:
 
 def strict_table(suite: Suite, rows: list[dict]) -> str:
     columns = {
-        "2D PSNR": ("corrected.2d.psnr", 2), "2D LPIPS": ("corrected.2d.lpips", 3), "3D PSNR": ("corrected.3d.psnr", 2), "3D LPIPS": ("corrected.3d.lpips", 3),
-        "Chamfer, aligned": ("corrected.shape.chamfer", 3), "IoU, aligned": ("corrected.shape.iou", 3),
-        "elevation (deg)": ("corrected.cameras.elevation", 1), "azimuth (deg)": ("corrected.cameras.azimuth", 1), "centre error": ("corrected.cameras.center_aligned", 3),
+        "2D PSNR": ("corrected.2d.psnr", 2),
+        "2D LPIPS": ("corrected.2d.lpips", 3),
+        "3D PSNR": ("corrected.3d.psnr", 2),
+        "3D LPIPS": ("corrected.3d.lpips", 3),
+        "Chamfer, aligned": ("corrected.shape.chamfer", 3),
+        "IoU, aligned": ("corrected.shape.iou", 3),
+        "elevation (deg)": ("corrected.cameras.elevation", 1),
+        "azimuth (deg)": ("corrected.cameras.azimuth", 1),
+        "centre error": ("corrected.cameras.center_aligned", 3),
         "stage 1 rotation (deg)": ("corrected.initial_cameras.rotation_pairs", 1),
-    }  # fmt: skip
+    }
     lines = []
     for n, key, results in groups(suite, rows):
         values = [(mean_of(results, path), digits) for path, digits in columns.values()]
         errors = np.array([e for result in results if (e := dig(result, "corrected.cameras.rotation_pairs")) is not None])
-        rotation = [f"{errors.mean():.1f} / {np.median(errors):.1f}", " / ".join(f"{100 * np.mean(errors < d):.0f}" for d in (5, 10, 15, 30))] if len(errors) else ["-", "-"]
-        lines.append([n, key, *("-" if value is None else f"{value:.{digits}f}" for value, digits in values), *rotation])
+        cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in values]
+        if len(errors):
+            shares = " / ".join(f"{100 * np.mean(errors < d):.0f}" for d in ANGLE_THRESHOLDS_DEG)
+            cells += [f"{errors.mean():.1f} / {np.median(errors):.1f}", shares]
+        lines.append([n, key, *cells, *["-"] * (len(columns) + 2 - len(cells))])
     return markdown_table(["views", "variant", *columns, "rotation mean / median (deg)", "% of objects under 5 / 10 / 15 / 30 deg"], lines)
 
 
@@ -140,4 +152,5 @@ def time_table(suite: Suite, rows: list[dict]) -> str:
         cells = [f"{np.mean(seconds):.0f}" if seconds else "-" for seconds in per_stage]
         memory = max(result["peak_memory_mb"] for result in timed) / 1024
         lines.append([n, key, *cells, f"{np.mean(totals):.0f} / {max(totals):.0f}", f"{memory:.1f}", f"{np.mean(loads):.1f}"])
-    return markdown_table(["views", "variant", *(f"{stage} (s)" for stage in stages), "total mean / longest (s)", "peak memory (GB)", "load before"], lines)
+    header = ["views", "variant", *(f"{stage} (s)" for stage in stages), "total mean / longest (s)", "peak memory (GB)", "load before"]
+    return markdown_table(header, lines)

@@ -70,7 +70,12 @@ def predict(scene: Scene, cameras=INPUTS, turn_deg=0.0) -> Scene:
     write_obj(scene.mesh_dir / "model.obj", car(), turn_deg)
     write_cameras(scene.initial_cameras, INPUTS)
     write_cameras(scene.refined_cameras, cameras)
-    for stage, path in (("relposepp", scene.initial_cameras.with_suffix(".json")), ("camerabooth", scene.personal_dir / "record.json"), ("3D_Recon", scene.nerf_dir / "record.json")):
+    records = {
+        "relposepp": scene.initial_cameras.with_suffix(".record.json"),
+        "camerabooth": scene.personal_dir / "record.json",
+        "3D_Recon": scene.nerf_dir / "record.json",
+    }
+    for stage, path in records.items():
         with completion_record(path, stage, {}, {}):
             pass
     return scene
@@ -146,7 +151,8 @@ def test_without_ground_truth_there_are_pictures_and_times(scene):
     evaluate.main(scene, SMALL)
     result = read(scene)
     assert HEADLINE_KEYS <= result.keys() and all(result[key] is None for key in HEADLINE_KEYS - {"NAME"})
-    assert len(result["stages"]) == 3 and (scene.results_dir / "contact_sheet.png").is_file() and (scene.results_dir / "cameras.png").is_file()
+    assert len(result["stages"]) == 3
+    assert (scene.results_dir / "contact_sheet.png").is_file() and (scene.results_dir / "cameras.png").is_file()
     assert any("dataset/data/test/car" in note for note in result["notes"]) and not any(str(scene.root) in note for note in result["notes"])
 
 

@@ -147,7 +147,11 @@ def to_batch(images: Mapping[str, np.ndarray], names: list[str], size: int = EVA
 
 
 def score_images(
-    truth: Mapping[str, np.ndarray], predictions: Mapping[str, Mapping[str, np.ndarray]], size: int = EVALUATION_SIZE, device: str = "cpu", batch: int = 12
+    truth: Mapping[str, np.ndarray],
+    predictions: Mapping[str, Mapping[str, np.ndarray]],
+    size: int = EVALUATION_SIZE,
+    device: str = "cpu",
+    batch: int = 12,
 ) -> dict[str, ImageScores]:
     """Score several sets of predicted images against the same true images.
 
@@ -161,7 +165,8 @@ def score_images(
     for key, images in predictions.items():
         missing = [name for name in names if name not in images]
         if missing:
-            raise InputError(f"{key}: {len(missing)} of {len(names)} views are missing, the first is {missing[0]}; run the stage that makes them again")
+            what = f"{len(missing)} of {len(names)} views are missing, the first is {missing[0]}"
+            raise InputError(f"{key}: {what}; run the stage that makes them again")
     lpips = LpipsAlex(device)
     collected = {key: {"squared_error": [], "ssim": [], "lpips_compat": [], "lpips": []} for key in predictions}
     for start in range(0, len(names), batch):

@@ -122,8 +122,8 @@ def corrected_errors(predicted: Mapping[str, Camera], truth: Mapping[str, np.nda
         "elevation_bias": float(elevation.mean()),
         "radius": float(np.mean([abs(predicted[name].radius - true[name].radius) for name in names])),
     }
-    keys = ["rotation_pairs", *(f"rotation_pairs_under_{d}" for d in ANGLE_THRESHOLDS_DEG), "rotation_aligned", "azimuth", "center_aligned", "center_umeyama"]
-    result.update(dict.fromkeys(keys))
+    under = [f"rotation_pairs_under_{d}" for d in ANGLE_THRESHOLDS_DEG]
+    result.update(dict.fromkeys(["rotation_pairs", *under, "rotation_aligned", "azimuth", "center_aligned", "center_umeyama"]))
     if not pairs:
         return result
     angles = _pair_rotation_errors(rotations, true_rotations, pairs)
