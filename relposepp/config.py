@@ -17,11 +17,12 @@ class NetworkConfig:
     pixel_patch: int = 4  # side of the RGBA patch that goes with every spatial token of alexnet; 0 for none
     kept_tokens: int = 24  # spatial tokens kept a view, those that the object covers most; 49 for all
     crop_bases: int = 0  # octaves of the encoding of the crop parameters (3 numbers a view); 0 for no crop parameters
-    width: int = 192  # channels of the transformer; a projection is learned where the encoder's tokens differ from it
-    depth: int = 4  # layers of the transformer
+    alternate: bool = True  # layers 0, 2, .. attend within a view, the others over all views; false: all over all, as published
+    width: int = 160  # channels of the transformer; a projection is learned where the encoder's tokens differ from it
+    depth: int = 6  # layers of the transformer
     heads: int = 4  # attention heads
-    head_width: int = 48  # channels a head
-    mlp_width: int = 512  # hidden channels of the transformer's feed-forward layers
+    head_width: int = 40  # channels a head
+    mlp_width: int = 448  # hidden channels of the transformer's feed-forward layers
     dropout: float = 0.1  # dropout in the transformer, training only
     view_marker: str = "first"  # how views are told apart: first (a learned mark on view 0) or sinusoid (published)
     energy: str = "bilinear"  # pairwise score: bilinear (dot product, thousands of queries at once) or additive (published)
@@ -36,7 +37,7 @@ class NetworkConfig:
     def published(cls) -> NetworkConfig:
         """RelPose++ as published: ResNet-50 global features with crop parameters, 8 layers, additive score."""
         return cls(
-            backbone="resnet50", image_size=224, pixel_patch=0, crop_bases=8, width=2096, depth=8, heads=12, head_width=64,
+            backbone="resnet50", image_size=224, pixel_patch=0, alternate=False, crop_bases=8, width=2096, depth=8, heads=12, head_width=64,
             mlp_width=1536, view_marker="sinusoid", energy="additive", rotation_bases=8, translation_widths=(1024, 512),
             elevation_bins=0, azimuth_bins=0,
         )  # fmt: skip

@@ -145,10 +145,11 @@ class ViewEncoder(nn.Module):
             if n > self.MAX_SINUSOID:
                 raise ValueError(f"at most {self.MAX_SINUSOID} views, got {n}")
             marks = self.view_table[:n]
-        x = (x + marks[None, :, None]).flatten(1, 2)
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x).unflatten(1, (n, -1))[:, :, 0]
+        x = x + marks[None, :, None]
+        for k, layer in enumerate(self.layers):
+            within = self.config.alternate and k % 2 == 0
+            x = layer(x.flatten(0, 1)).view_as(x) if within else layer(x.flatten(1, 2)).view_as(x)
+        return self.norm(x[:, :, 0])
 
 
     def _covered(self, x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,8 @@ class Trainer:
         return self.out / "checkpoint.pt"
 
     def _identity(self) -> dict:
-        ignored = ("minutes", "device", "out", "checkpoint_seconds", "corpus")
+        # steps may change between calls: the learning rate then follows the new schedule.
+        ignored = ("minutes", "device", "out", "checkpoint_seconds", "corpus", "steps")
         return {"network": asdict(self.network.config)} | {k: v for k, v in asdict(self.config).items() if k not in ignored}
 
     def _resume(self) -> None:
