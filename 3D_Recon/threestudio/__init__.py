@@ -1,0 +1,1 @@
+"""The reconstruction itself: fields, volume rendering, losses, score distillation, mesh extraction."""

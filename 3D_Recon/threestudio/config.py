@@ -1,0 +1,106 @@
+"""Settings of stage 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, List
+
+from sap3d.errors import InputError
+
+
+@dataclass
+class ReconConfig:
+    device: str = "auto"  # auto, cpu, cuda or cuda:K
+    seed: int = 0
+    model: str = ""  # folder of the base Zero-1-to-3 in diffusers' format ("": the bundled small model), as in stage 2
+    cameras: str = ""  # camera file to use instead of stage 2's refined cameras (e.g. true ones, for an upper bound)
+
+    # Field: a dense grid that grows. Sizes are budgets: n stands for n^3 voxels shared out over the object's own box.
+    box: float = 0.55  # the object lies inside [-box, box]^3
+    grid: List[int] = field(default_factory=lambda: [32, 64, 96])  # one entry a level
+    level_starts: List[float] = field(default_factory=lambda: [0.0, 0.2, 0.5])  # share of the steps at which a level begins
+    photo_sizes: List[int] = field(default_factory=lambda: [64, 128, 256])  # pixels of the photos at each level
+    initial_density: float = 8.0  # per object length, inside the silhouettes' hull
+    occupancy_cells: int = 64  # along the longest side of the box
+
+    # Optimisation
+    steps: int = 900
+    rays: int = 2048  # pixels of the photos a step
+    learning_rate: float = 0.1  # Adam, of raw grid values; falls exponentially
+    final_rate: float = 0.1  # by this factor until the end
+
+    # Photos
+    photos: bool = True  # rgb and mask losses and the silhouettes' hull; false: the prior alone
+    mask_weight: float = 0.3  # squared error of opacity, beside weight 1 of the squared error of colour
+    hull_margin: float = 0.01  # the hull is let out by at least this (object lengths), more if the masks disagree,
+    hull_margin_most: float = 0.15  # and at most this
+    refine_cameras: bool = False  # correct polar angle, azimuth and radius by the photo losses
+    camera_rate: float = 1e-3  # radians (and object lengths) a step, Adam
+
+    # Warm start: the novel views of stage 2 as pictures, with a robust loss that fades
+    warm_start: bool = True
+    warm_start_weight: float = 0.1  # of the Charbonnier loss at the beginning
+    warm_start_final: float = 0.2  # factor on it at the end
+    warm_start_size: int = 64  # pixels of the novel views
+    warm_start_rays: int = 768  # pixels a step
+
+    # Score distillation from the personal model
+    sds: bool = True
+    sds_weight: float = 0.05  # of the residual's gradient, per pixel
+    sds_start: float = 0.3  # share of the steps at which it begins
+    sds_every: int = 4  # steps from one evaluation to the next
+    sds_batch: int = 1  # cameras an evaluation
+    sds_condition: str = "near"  # photo that conditions: nearest, near (nearer is likelier), random, first or mean (all, averaged)
+    sds_residual: str = "image"  # where the residual is taken: image (decoded prediction minus render) or latent (published)
+    sds_t_start: List[float] = field(default_factory=lambda: [0.5, 0.9])  # range of noise levels (share of all time steps) at first
+    sds_t_end: List[float] = field(default_factory=lambda: [0.02, 0.4])  # and at the end
+    guidance_scale: float = 2.0
+    sds_elevations: List[float] = field(default_factory=lambda: [-45.0, 60.0])  # degrees
+    tile_rays: int = 8192  # rays rendered with a graph at a time: sets the peak memory
+
+    # Where the photos see the surface, the prior counts this much (1: everywhere alike)
+    prior_where_seen: float = 0.1
+
+    # Regularisers
+    density_variation: float = 2e-7  # total variation of raw density between neighbouring voxels (Huber)
+    colour_variation: float = 2e-7  # the same of colour logits; fills in what no photo shows
+    distortion: float = 0.03  # mip-NeRF 360's distortion: gathers a ray's light at one depth
+    opacity_entropy: float = 0.0  # entropy of the rays' opacity: makes them see the object or miss it
+
+    # Outputs
+    render_size: int = 256  # pixels of the 84 views
+    turntable_frames: int = 60
+    turntable_size: int = 256
+    mesh_cells: int = 160  # marching cubes, along the longest side
+    mesh_faces: int = 40000
+    texture: str = "uv"  # uv (atlas with a texture) or vertex (vertex colours)
+    texture_size: int = 1024
+    checkpoint_seconds: float = 15.0
+
+    QUICK: ClassVar[tuple[str, ...]] = (
+        "steps=220", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,128]", "rays=1536", "warm_start_rays=512", "sds_every=8",
+        "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_faces=20000", "texture_size=512",
+    )  # fmt: skip
+
+
+def check_config(config: ReconConfig) -> None:
+    """Raise InputError for settings that cannot be run."""
+    levels = {len(config.grid), len(config.level_starts), len(config.photo_sizes)}
+    if len(levels) != 1 or 0 in levels:
+        raise InputError("grid, level_starts and photo_sizes must have one entry a level each")
+    if config.level_starts[0] != 0 or sorted(config.level_starts) != list(config.level_starts) or config.level_starts[-1] >= 1:
+        raise InputError(f"level_starts={config.level_starts} must rise from 0 and stay below 1")
+    for name in ("steps", "rays", "render_size", "turntable_frames", "mesh_cells", "mesh_faces", "texture_size", "tile_rays", "sds_every", "sds_batch"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}={getattr(config, name)} must be at least 1")
+    if min(config.grid) < 4 or max(config.grid) > 512:
+        raise InputError(f"grid={config.grid}: sizes must lie in 4..512")
+    for name, choices in (
+        ("sds_condition", ("nearest", "near", "random", "first", "mean")),
+        ("sds_residual", ("image", "latent")),
+        ("texture", ("uv", "vertex")),
+    ):
+        if getattr(config, name) not in choices:
+            raise InputError(f"{name}={getattr(config, name)!r} must be one of {', '.join(choices)}")
+    if not (config.photos or config.sds or config.warm_start):
+        raise InputError("photos, sds and warm_start are all switched off: nothing is left to reconstruct from")

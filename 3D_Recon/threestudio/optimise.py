@@ -1,0 +1,231 @@
+"""The optimisation: levels of growing grids, losses of photos and prior, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Mapping
+
+import numpy as np
+import torch
+
+from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.progress import Progress
+from sap3d.scene import atomic_path
+
+from .config import ReconConfig
+from .fields import DenseGrid
+from .photos import CameraTable, PixelBank, Silhouettes, hull_bounds, pixel_bank
+from .prior import Guidance, backward_in_tiles, camera_rays, charbonnier, count_seeing, prior_weight
+from .regularisers import distortion, opacity_entropy
+from .rendering import Occupancy, ray_box, render, sample_distances
+
+OCCUPANCY_EVERY = 25  # steps between looks at which cells are empty
+SEEING_EVERY = 100  # steps between looks at what the photos see
+
+
+class Reconstruction:
+    """One object being reconstructed.
+
+    photos: RGBA (S, S, 4) by view name; cameras: of the same names; novel_views: RGB of the 84 protocol cameras or None;
+    model: a Zero-1-to-3 model or None (no score distillation).
+    """
+
+    def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config: ReconConfig, novel_views=None, model=None, device="cpu"):
+        self.config, self.device = config, device
+        self.images = list(photos.values())
+        table = CameraTable({name: cameras[name] for name in photos})
+        self.novel = self.novel_cameras = None
+        if novel_views:
+            protocol = protocol_test_cameras()
+            self.novel_cameras = CameraTable({name: protocol[name] for name in novel_views}).to(device)
+            opaque = [np.concatenate([image, np.ones_like(image[..., :1])], -1) for image in novel_views.values()]
+            self.novel_all = pixel_bank(opaque, config.warm_start_size).to(device)
+        self.guidance = Guidance(model, photos, cameras, config) if model is not None else None
+
+        whole = torch.tensor([[-config.box] * 3, [config.box] * 3])
+        if config.photos:
+            silhouettes = Silhouettes(self.images, table)
+            self.margin = silhouettes.margin(whole, config.hull_margin, config.hull_margin_most)
+            bounds = hull_bounds(silhouettes, config.box, self.margin)
+            allowed = silhouettes.allowed_cells(bounds, config.occupancy_cells, self.margin)
+        else:
+            self.margin, bounds = config.hull_margin_most, whole
+            allowed = torch.ones((config.occupancy_cells,) * 3, dtype=torch.bool)
+        self.cameras = table.to(device)
+        self.cameras.delta.requires_grad_(config.refine_cameras)
+        self.occupancy = Occupancy(bounds.to(device), allowed.to(device))
+        colours = np.concatenate([image[image[..., 3] > 0.5][:, :3] for image in self.images])
+        mean = torch.from_numpy(colours.mean(0) if len(colours) else np.full(3, 0.5, np.float32))
+        self.field = DenseGrid(bounds, config.grid[0] ** 3, config.initial_density, mean).to(device)
+        self.seeing = torch.zeros(allowed.shape, device=device)
+        self.generator = torch.Generator()
+        self.step, self.level, self.seconds = 0, -1, 0.0
+        self.history: list[dict] = []
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+    def run(self, checkpoint: Path | None = None, fingerprint: str = "", on_step=None) -> None:
+        """Optimise to the end, from ``checkpoint`` if it holds the state of the same ``fingerprint``."""
+        if checkpoint is not None and checkpoint.is_file():
+            self.load(checkpoint, fingerprint)
+        started = saved = time.time()
+        already = self.seconds
+        with Progress("3D_Recon", self.config.steps, start=self.step) as progress:
+            while self.step < self.config.steps:
+                losses = self.one_step()
+                self.seconds = already + time.time() - started
+                if self.step % 20 == 0 or self.step == self.config.steps:
+                    self.history.append({"step": self.step, **{k: round(v.item(), 6) for k, v in losses.items()}})
+                    progress.update(self.step, "  ".join(f"{k} {v.item():.4f}" for k, v in losses.items()))
+                if checkpoint is not None and time.time() - saved > self.config.checkpoint_seconds:
+                    self.save(checkpoint, fingerprint)
+                    saved = time.time()
+                if on_step is not None:
+                    on_step(self)
+        self.occupancy.update(self.field)
+
+    def one_step(self) -> dict[str, torch.Tensor]:
+        """One step of the optimiser; all its random draws follow from the seed and the step's number."""
+        config = self.config
+        share = self.step / config.steps
+        level = sum(share >= start for start in config.level_starts) - 1
+        if level != self.level:
+            self._enter(level, grow=True)
+        if self.step % OCCUPANCY_EVERY == 0:
+            self.occupancy.update(self.field)
+        if self.step % SEEING_EVERY == 0 and config.photos and (self.novel is not None or self.guidance is not None):
+            self.seeing = count_seeing(self.field, self.occupancy, self.cameras)
+        self.generator.manual_seed((config.seed * 1_000_003 + self.step) % (1 << 62))
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base"] * config.final_rate**share
+        self.optimiser.zero_grad(set_to_none=True)
+
+        losses = {}
+        if config.photos:
+            losses.update(self._photo_losses())
+        if self.novel is not None:
+            losses["warm"] = self._warm_start_loss(share)
+        if losses:
+            torch.stack(list(losses.values())).sum().backward()
+        if self.guidance is not None and share >= config.sds_start and self.step % config.sds_every == 0:
+            losses["sds"] = self._distil((share - config.sds_start) / (1 - config.sds_start))
+        if self.field.values.grad is None:
+            self.field.values.grad = torch.zeros_like(self.field.values)
+        self.field.add_variation_gradient(config.density_variation, config.colour_variation)
+        self.optimiser.step()
+        self.step += 1
+        return losses
+
+    def _enter(self, level: int, grow: bool) -> None:
+        """Begin a level: a finer grid, larger photos, a fresh optimiser."""
+        config = self.config
+        self.level = level
+        if grow and level > 0:
+            self.field.refine(config.grid[level] ** 3)
+        groups = [{"params": [self.field.values], "base": config.learning_rate}]
+        if config.refine_cameras:
+            groups.append({"params": [self.cameras.delta], "base": config.camera_rate})
+        self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.photo_pixels = self._in_reach(pixel_bank(self.images, config.photo_sizes[level]).to(self.device), self.cameras)
+        if self.novel_cameras is not None:
+            self.novel = self._in_reach(self.novel_all, self.novel_cameras)
+
+    @torch.no_grad()
+    def _in_reach(self, bank: PixelBank, cameras: CameraTable) -> PixelBank:
+        """The pixels whose rays meet an allowed cell; all others see white whatever the field holds."""
+        hits = []
+        step = 2 * float(self.occupancy.cell.min())
+        for rows in torch.arange(len(bank), device=self.device).split(1 << 14):
+            origins, directions = cameras.rays(bank.local[rows], bank.view[rows])
+            near, far = ray_box(origins, directions, self.field.bounds)
+            distance, valid = sample_distances(near, far, step, None)
+            hits.append((self.occupancy.allowed.view(-1)[self.occupancy.flat_index(origins, directions, distance)] & valid).any(1))
+        return bank[torch.cat(hits)]
+
+    # --- losses ---------------------------------------------------------------------------------------------------
+    def _draw(self, bank: PixelBank, count: int) -> PixelBank:
+        return bank[torch.randint(len(bank), (count,), generator=self.generator).to(self.device)]
+
+    def _photo_losses(self) -> dict[str, torch.Tensor]:
+        config = self.config
+        pixels = self._draw(self.photo_pixels, config.rays)
+        origins, directions = self.cameras.rays(pixels.local, pixels.view)
+        seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
+        losses = {
+            "rgb": (seen.colour - pixels.colour).square().mean(),
+            "mask": config.mask_weight * (seen.opacity - pixels.alpha).square().mean(),
+        }
+        if config.distortion:
+            losses["dist"] = config.distortion * distortion(seen, config.rays)
+        if config.opacity_entropy:
+            losses["entropy"] = config.opacity_entropy * opacity_entropy(seen.opacity)
+        return losses
+
+    def _warm_start_loss(self, share: float) -> torch.Tensor:
+        config = self.config
+        pixels = self._draw(self.novel, config.warm_start_rays)
+        origins, directions = self.novel_cameras.rays(pixels.local, pixels.view)
+        seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
+        trust = self._prior_weight(seen, origins, directions)
+        weight = config.warm_start_weight * (1 + (config.warm_start_final - 1) * share)
+        return weight * (trust[:, None] * charbonnier(seen.colour - pixels.colour)).mean()
+
+    def _distil(self, progress: float) -> torch.Tensor:
+        """Add the gradient of score distillation; returns the size of the image gradients, for the log."""
+        config, guidance = self.config, self.guidance
+        size, total = guidance.size, 0.0
+        for _ in range(config.sds_batch):
+            camera = guidance.random_camera(self.generator)
+            origins, directions = camera_rays(camera, size, self.device)
+            colour, trust = torch.ones_like(origins), torch.zeros(len(origins), device=self.device)
+            with torch.no_grad():
+                for rows in torch.arange(len(origins), device=self.device).split(config.tile_rays):
+                    seen = render(self.field, self.occupancy, origins[rows], directions[rows])
+                    colour[rows] = seen.colour
+                    trust[rows] = self._prior_weight(seen, origins[rows], directions[rows])
+            image = colour.T.reshape(1, 3, size, size)
+            gradient = guidance.gradient(image, camera, progress, self.generator).to(self.device)
+            gradient = gradient.view(3, -1).T * trust[:, None] * (config.sds_weight * config.sds_every / (config.sds_batch * size * size))
+            backward_in_tiles(lambda o, d: render(self.field, self.occupancy, o, d), origins, directions, gradient, config.tile_rays)
+            total += float(gradient.norm())
+        return torch.tensor(total)
+
+    def _prior_weight(self, seen, origins, directions) -> torch.Tensor:
+        if not self.config.photos:
+            return torch.ones(len(origins), device=self.device)
+        return prior_weight(seen, origins, directions, self.occupancy, self.seeing, self.config.prior_where_seen)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+    def save(self, path: Path, fingerprint: str = "") -> None:
+        state = {
+            "fingerprint": fingerprint,
+            "step": self.step,
+            "level": self.level,
+            "seconds": self.seconds,
+            "history": self.history,
+            "values": self.field.values.detach(),
+            "delta": self.cameras.delta.detach(),
+            "optimiser": self.optimiser.state_dict(),
+            "occupancy": self.occupancy.state(),
+            "seeing": self.seeing,
+        }
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path, fingerprint: str = "") -> bool:
+        """Take up the state of a checkpoint; False (and nothing changed) when it is damaged or of another run."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            if state["fingerprint"] != fingerprint:
+                return False
+        except Exception:  # a damaged file raises nearly anything; the run then starts from the beginning
+            return False
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.field.set_values(state["values"])
+        with torch.no_grad():
+            self.cameras.delta.copy_(state["delta"])
+        self.occupancy.load_state(state["occupancy"])
+        self.seeing = state["seeing"]
+        self._enter(state["level"], grow=False)
+        self.optimiser.load_state_dict(state["optimiser"])
+        return True

@@ -1,0 +1,143 @@
+"""What the diffusion model adds: its novel views as a warm start, and score distillation in bounded memory."""
+
+from __future__ import annotations
+
+from typing import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from sap3d.cameras import FOV_RAD, RADIUS, Camera, pose_condition
+from sap3d.images import composite_white, resize
+from sap3d.zero123.sampler import condition_probabilities
+
+from .photos import CameraTable, pixel_grid
+from .rendering import Occupancy, Rendering, render
+
+
+def charbonnier(difference: torch.Tensor, scale: float = 0.1) -> torch.Tensor:
+    """Quadratic for differences far below ``scale`` and linear far above it; same shape."""
+    return scale * (torch.sqrt((difference / scale).square() + 1) - 1)
+
+
+class Guidance:
+    """Score distillation (DreamFusion, arXiv 2209.14988) from a Zero-1-to-3 model conditioned on the photos.
+
+    For a render x of a camera, noise of level t is added to its latent and the model predicts the clean view x0. The
+    gradient at the image is sigma_t alpha_t (x - x0), which is DreamFusion's w(t) (eps_predicted - eps) with w = sigma_t^2,
+    taken in latents and carried back through the encoder ("latent"), or between images ("image", as in HiFA, arXiv 2305.18766).
+    """
+
+    def __init__(self, model, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config):
+        self.model, self.config, self.size = model, config, model.image_size
+        self.cameras = [cameras[name] for name in photos]
+        size = max(min(image.shape[0] for image in photos.values()), self.size)
+        over_white = np.stack([composite_white(resize(image, size)) for image in photos.values()])
+        with torch.no_grad():
+            self.features = model.encode_condition(torch.from_numpy(over_white).permute(0, 3, 1, 2).float().to(model.device))
+
+    def random_camera(self, generator: torch.Generator) -> Camera:
+        """A camera of the protocol's radius, uniform over the part of the sphere between ``sds_elevations``."""
+        draw = torch.rand(2, generator=generator).tolist()
+        low, high = np.sin(np.deg2rad(self.config.sds_elevations))
+        return Camera(float(np.arccos(low + (high - low) * draw[0])), 2 * np.pi * draw[1], RADIUS, FOV_RAD)
+
+    def conditions(self, camera: Camera, generator: torch.Generator) -> list[int]:
+        """Indices of the photos that condition the prediction of one camera's view."""
+        strategy = self.config.sds_condition
+        if strategy == "mean":
+            return list(range(len(self.cameras)))
+        chances = condition_probabilities([camera], self.cameras, strategy)[0]
+        return [int(torch.multinomial(torch.from_numpy(chances), 1, generator=generator))]
+
+    def gradient(self, image: torch.Tensor, camera: Camera, progress: float, generator: torch.Generator) -> torch.Tensor:
+        """d(loss)/d(image), same shape as ``image`` (1, 3, S, S); ``progress`` in [0, 1] moves the range of noise levels."""
+        model, config = self.model, self.config
+        low, high = (a + (b - a) * progress for a, b in zip(config.sds_t_start, config.sds_t_end))
+        level = low + (high - low) * float(torch.rand(1, generator=generator))
+        t = torch.full((1,), min(max(round(level * model.num_timesteps), 0), model.num_timesteps - 1), dtype=torch.long, device=model.device)
+        chosen = self.conditions(camera, generator)
+        pose = torch.from_numpy(np.stack([pose_condition(camera, self.cameras[k]) for k in chosen])).float().to(model.device)
+        image = image.detach().to(model.device).requires_grad_(True)
+        latent = model.encode_target(image)
+        noise = torch.randn(latent.shape, generator=generator).to(latent)
+        with torch.no_grad():
+            noisy = model.add_noise(latent.detach(), noise, t)
+            count = len(chosen)
+            out = model.predict_guided(noisy.expand(count, -1, -1, -1), t.expand(count), self.features[chosen], pose, config.guidance_scale)
+            clean = model.predicted_original(out.mean(0, keepdim=True), noisy, t)
+            alpha = model.alphas_cumprod[t]
+            level_weight = (alpha * (1 - alpha)).sqrt().view(-1, 1, 1, 1)
+            if config.sds_residual == "image":
+                return level_weight * (image - model.decode(clean))
+        return torch.autograd.grad(latent, image, level_weight * (latent.detach() - clean))[0]
+
+
+def camera_rays(camera: Camera, size: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """World origins and directions (size * size, 3) of a camera's pixels, row by row."""
+    table = CameraTable({"camera": camera})
+    origins, directions = table.rays(pixel_grid(size), torch.zeros(size * size, dtype=torch.long))
+    return origins.to(device), directions.to(device)
+
+
+def backward_in_tiles(
+    render_rays: Callable[[torch.Tensor, torch.Tensor], Rendering], origins: torch.Tensor, directions: torch.Tensor, gradient: torch.Tensor, tile: int
+) -> None:
+    """Carry d(loss)/d(colour) (R, 3) of rays to the field's parameters, ``tile`` rays at a time.
+
+    The loss is a function of the image alone, so its gradient at the image is all that a tile needs: the graph of one
+    tile is the largest that is ever held, and the sum over tiles is the gradient of the whole.
+    """
+    useful = (gradient != 0).any(1).nonzero()[:, 0]
+    for rows in useful.split(tile):
+        colour = render_rays(origins[rows], directions[rows]).colour
+        if colour.requires_grad:
+            colour.backward(gradient[rows])
+
+
+# ------------------------------------------------------------------------------------------------- where photos see
+@torch.no_grad()
+def count_seeing(field, occupancy: Occupancy, cameras: CameraTable, size: int = 64) -> torch.Tensor:
+    """How many photos see each cell (X, Y, Z) float: those whose rays reach it, give or take two cells."""
+    device = occupancy.bounds.device
+    index = occupancy.occupied.nonzero()
+    points = occupancy.bounds[0] + (index + 0.5) * occupancy.cell
+    count = torch.zeros(len(points), device=device)
+    slack = 2 * float(occupancy.cell.max())
+    local = pixel_grid(size).to(device)
+    rotation, center = cameras.poses()
+    for k in range(len(center)):
+        origins, directions = cameras.rays(local, torch.full((len(local),), k, device=device))
+        seen = render(field, occupancy, origins, directions)
+        reach = torch.where(seen.opacity > 0.5, seen.depth, torch.full_like(seen.depth, float("inf"))).view(size, size)
+        offset = points - center[k]
+        camera = offset @ rotation[k]
+        scale = -camera[:, 2] * cameras.tangent[k]
+        column = ((camera[:, 0] / scale + 1) * (size / 2)).long()
+        row = ((1 - camera[:, 1] / scale) * (size / 2)).long()
+        framed = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+        depth = reach[row.clamp(0, size - 1), column.clamp(0, size - 1)]
+        count += framed & (offset.norm(dim=-1) < depth + slack)
+    total = torch.zeros(occupancy.allowed.shape, device=device)
+    total[occupancy.occupied] = count
+    return total
+
+
+@torch.no_grad()
+def prior_weight(rendering: Rendering, origins, directions, occupancy: Occupancy, seeing: torch.Tensor, where_seen: float) -> torch.Tensor:
+    """How much the prior counts on each ray (R,): 1 where no photo sees the surface, ``where_seen`` where two do.
+
+    One photo fixes the colour but not the depth, so it counts for half of that, on a logarithmic scale. Rays that meet
+    nothing count as seen by one.
+    """
+    cell = occupancy.flat_index(origins[rendering.ray], directions[rendering.ray], rendering.distance[:, None])[:, 0]
+    factor = where_seen ** (seeing.view(-1)[cell].clamp(max=2) / 2)
+    on_surface = torch.zeros(len(origins), device=origins.device).index_add(0, rendering.ray, rendering.weight * factor)
+    return on_surface + (1 - rendering.opacity) * where_seen**0.5
+
+
+def load_novel_views(folder, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The pictures of stage 2 by name, each (S, S, 3); raises InputError naming a missing one."""
+    from sap3d.images import load_rgb
+
+    return {name: load_rgb(folder / f"{name}.png") for name in names}
