@@ -141,12 +141,15 @@ def read_cameras(path: Path) -> dict[str, Camera]:
         raise InputError(f"{path}: no such camera file; run the stage that writes it first")
     try:
         views = yaml.safe_load(path.read_text())["views"]
-        return {
-            str(name): Camera.from_degrees(float(v["elevation_deg"]), float(v["azimuth_deg"]), float(v["radius"]), float(v["fov_deg"]))
-            for name, v in views.items()
-        }
+        return {str(name): _camera(*(float(v[key]) for key in ("elevation_deg", "azimuth_deg", "radius", "fov_deg"))) for name, v in views.items()}
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a camera file ({type(error).__name__}: {error}); delete it and run the stage again") from None
+
+
+def _camera(elevation_deg: float, azimuth_deg: float, radius: float, fov_deg: float) -> Camera:
+    if not (abs(elevation_deg) <= 90 and np.isfinite(azimuth_deg) and 0 < radius < np.inf and 0 < fov_deg < 180):
+        raise ValueError(f"no such camera: elevation {elevation_deg}, azimuth {azimuth_deg}, radius {radius}, field of view {fov_deg}")
+    return Camera.from_degrees(elevation_deg, azimuth_deg, radius, fov_deg)
 
 
 # --- atomic writes ----------------------------------------------------------------------------------------------------
