@@ -78,14 +78,30 @@ def estimate(images: list[np.ndarray], network, config: RelPoseConfig, device: s
     if not np.isfinite(radius).all():
         radius = np.full(len(images), RADIUS)
     scores = NetworkScores(network, features)
+    return choose(scores, radius, images, config)
+
+
+def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig) -> Estimate:
+    """Search by the scores of the pairs, re-rank by the photos, and report."""
     hypotheses = propose(scores, config)
+    if config.rerank and scores.views > 1:
+        from relposepp.consistency import Consistency
+        from relposepp.rerank import Reranker
+
+        grid = look_at_grid(config)
+        reranker = Reranker.of(Tables.of(scores, grid), grid, Consistency(images), radius)
+        hypotheses = reranker.run(hypotheses, config.rerank_seconds)
     return finish(hypotheses, radius, scores, config)
+
+
+def look_at_grid(config: RelPoseConfig) -> Grid:
+    return Grid.from_degrees(config.elevation_range_deg, config.elevation_step_deg, config.azimuth_step_deg)
 
 
 def propose(scores: PairScores, config: RelPoseConfig) -> list[Hypothesis]:
     """Scored configurations by the search that ``config.search`` names, best first."""
     if config.search == "look_at":
-        grid = Grid.from_degrees(config.elevation_range_deg, config.elevation_step_deg, config.azimuth_step_deg)
+        grid = look_at_grid(config)
         return search_look_at(Tables.of(scores, grid), grid, max(config.candidates, config.hypotheses))
     if config.search == "so3":
         found = search_so3(scores, config.queries, config.iterations, max(config.hypotheses, 4), np.random.default_rng(config.seed))
