@@ -238,8 +238,8 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
     index_path = folder / "model_index.json"
     if not index_path.is_file():
         raise InputError(f"{folder}: not a Zero-1-to-3 folder (no model_index.json); give a folder in diffusers' format")
-    index = json.loads(index_path.read_text())
     try:
+        index = json.loads(index_path.read_text())
         unet = _load(UNet2DConditionModel, folder / "unet")
         vae = _load(_AUTOENCODERS[index["vae"]], folder / "vae")
         encoder_class = AlexNetCLIPEncoder if index["image_encoder"] == "AlexNetCLIPEncoder" else CLIPVisionModelWithProjection

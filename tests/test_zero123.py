@@ -1,0 +1,327 @@
+"""Zero-1-to-3 on a very small random model: conditioning, diffusion arithmetic, sampling, and strict loading."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from sap3d.cameras import Camera, pose_condition
+from sap3d.errors import InputError
+from sap3d.zero123 import Zero123, load_personal, load_zero123, save_personal, tiny_random_model
+from sap3d.zero123.autoencoder import PatchPCAAutoencoder
+from sap3d.zero123.model import CameraProjection
+from sap3d.zero123.personal import FILE, weights_hash
+from sap3d.zero123.sampler import condition_probabilities, sample_views, sampling_timesteps
+
+TARGETS = [Camera.from_degrees(e, a) for e, a in ((0, 0), (30, 100), (-20, 200), (10, 300), (45, 179))]
+CONDITIONS = [Camera.from_degrees(0, 0), Camera.from_degrees(30, 90), Camera.from_degrees(0, 270, 1.7)]
+
+
+def smooth_images(count, size=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 5, 5, generator=generator)
+    return torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_random_model(0)
+
+
+@pytest.fixture(scope="module")
+def features(model):
+    with torch.no_grad():
+        return model.encode_condition(smooth_images(3, 64))
+
+
+def published_form() -> Zero123:
+    """The parts of the published model (AutoencoderKL, CLIP on pixels, one pooled token, epsilon) at a very small size."""
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=24, norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=8,
+    )  # fmt: skip
+    vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4)
+    clip = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14, projection_dim=24)
+    )
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
+    return Zero123(unet, vae, clip, CameraProjection(24, 24, "pooled"), scheduler).eval()
+
+
+# --- the closed-form autoencoder --------------------------------------------------------------------------------------
+def test_patch_autoencoder_round_trip():
+    train, held_out = smooth_images(32) * 2 - 1, smooth_images(4, seed=9) * 2 - 1
+    errors = []
+    for channels in (3, 12, 48):
+        vae = PatchPCAAutoencoder(patch_size=4, latent_channels=channels).fit(train)
+        latents = vae.encode(held_out).latent_dist.mode()
+        assert latents.shape == (4, channels, 8, 8)
+        errors.append(float((vae.decode(latents).sample - held_out).square().mean()))
+    assert errors[0] > errors[1] > errors[2] and errors[1] < 1e-3 and errors[2] < 1e-9  # all components: exact
+
+
+def test_patch_autoencoder_scales_its_latents():
+    train = smooth_images(32) * 2 - 1
+    vae = PatchPCAAutoencoder().fit(train)
+    again = PatchPCAAutoencoder().fit(train.flip(0))
+    latents = vae.encode(train).latent_dist.mode()
+    assert float(latents.square().mean().sqrt()) == pytest.approx(1, abs=0.1)
+    assert torch.allclose(again.encode(train).latent_dist.mode(), latents, atol=1e-3)  # a refit gives the same signs
+    assert torch.allclose(vae.basis @ vae.basis.T, torch.eye(12), atol=1e-4)
+    with pytest.raises(ValueError, match="at most 48"):
+        PatchPCAAutoencoder(4, 49)
+
+
+def test_encoding_targets_is_differentiable(model):
+    images = smooth_images(1).requires_grad_(True)
+    model.encode_target(images).square().sum().backward()
+    assert images.grad.abs().min() >= 0 and float(images.grad.abs().sum()) > 0
+    assert torch.equal(model.encode_target(smooth_images(2, 64)), model.encode_target(torch.nn.functional.interpolate(smooth_images(2, 64), (32, 32), mode="bilinear", antialias=True)))
+
+
+def test_wrong_shapes_raise(model, features):
+    noisy, t = torch.zeros(2, 12, 8, 8), torch.zeros(2, dtype=torch.long)
+    for call in (
+        lambda: model.encode_target(torch.zeros(3, 32, 32)),
+        lambda: model.encode_condition(torch.zeros(1, 4, 64, 64)),
+        lambda: model.predict(noisy, t, features[[0, 1]], torch.zeros(1, 4)),
+        lambda: model.predict(noisy, t, features[[0, 1]], torch.zeros(2, 3)),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+# --- conditioning -----------------------------------------------------------------------------------------------------
+def test_camera_projection_starts_as_the_identity_on_tokens():
+    projection = CameraProjection(8, 8)
+    tokens = torch.randn(2, 5, 8)
+    assert torch.equal(projection(tokens, torch.zeros(2, 4)), tokens)
+    moved = projection(tokens, torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2)) - tokens
+    assert torch.allclose(moved[0], projection.linear.weight[:, 8:] @ torch.tensor([0.1, 0.2, 0.3, 0.4]) + torch.zeros(5, 8), atol=1e-6)
+    with pytest.raises(ValueError):
+        CameraProjection(tokens="all")
+
+
+@torch.no_grad()
+def test_dropping_conditions(model, features):
+    noisy, t, pose = torch.randn(2, 12, 8, 8), torch.tensor([100, 900]), torch.tensor([[0.1, 0.5, 0.8, 0.0]] * 2)
+    other = torch.tensor([[-0.4, -0.5, 0.8, 0.2]] * 2)
+    on, off = torch.ones(2), torch.zeros(2)
+    predict = lambda which, pose, tokens, concat: model.predict(noisy, t, features[which], pose, tokens, concat)  # noqa: E731
+    assert torch.allclose(predict([0, 0], pose, off, off), predict([1, 2], other, off, off), atol=1e-5)  # nothing of the condition is left
+    for tokens, concat in ((on, on), (on, off), (off, on)):
+        assert not torch.allclose(predict([0, 0], pose, tokens, concat), predict([1, 2], pose, tokens, concat), atol=1e-4)
+    assert not torch.allclose(predict([0, 0], pose, on, off), predict([0, 0], other, on, off), atol=1e-5)  # the pose comes with the tokens
+    assert torch.allclose(predict([0, 0], pose, off, on), predict([0, 0], other, off, on), atol=1e-5)
+
+
+@torch.no_grad()
+def test_guidance_extrapolates_from_the_unconditional_prediction(model, features):
+    noisy, t, pose = torch.randn(2, 12, 8, 8), torch.tensor([100, 900]), torch.tensor([[0.1, 0.5, 0.8, 0.0]] * 2)
+    conditional = model.predict(noisy, t, features[[0, 1]], pose)
+    unconditional = model.predict(noisy, t, features[[0, 1]], pose, torch.zeros(2), torch.zeros(2))
+    for scale in (0.0, 1.0, 3.0, 7.5):
+        expected = unconditional + scale * (conditional - unconditional)
+        assert torch.allclose(model.predict_guided(noisy, t, features[[0, 1]], pose, scale), expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_published_form_goes_through_the_same_code(tmp_path):
+    model = published_form()
+    assert (model.image_size, model.latent_size, model.latent_channels, model.num_timesteps) == (64, 8, 4, 1000)
+    images = smooth_images(2, 64)
+    condition = model.encode_condition(images)
+    assert condition.tokens.shape == (2, 1, 24)  # the single cross-attention token
+    mode = model.vae.encode(images * 2 - 1).latent_dist.mode()
+    assert torch.allclose(condition.concat, mode) and torch.allclose(model.encode_target(images), 0.18215 * mode)  # only targets are scaled
+    assert model.alphas_cumprod[0] == pytest.approx(1 - 0.00085) and model.alphas_cumprod[-1] == pytest.approx(0.0047, abs=1e-4)
+    views = sample_views(model, condition, CONDITIONS[:2], TARGETS[:2], steps=2)
+    assert views.shape == (2, 3, 64, 64) and torch.isfinite(views).all()
+    model.save(tmp_path / "m", torch.float32)
+    again = load_zero123(tmp_path / "m")
+    assert torch.equal(sample_views(again, again.encode_condition(images), CONDITIONS[:2], TARGETS[:2], steps=2), views)
+
+
+# --- diffusion arithmetic ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ("epsilon", "v_prediction"))
+def test_targets_invert(model, kind):
+    other = tiny_random_model(0)
+    other.scheduler.register_to_config(prediction_type=kind)
+    if kind == "epsilon":
+        other.alphas_cumprod.copy_(published_form().alphas_cumprod)
+    x0, noise, t = torch.randn(4, 12, 8, 8), torch.randn(4, 12, 8, 8), torch.tensor([0, 300, 700, 999])
+    noisy = other.add_noise(x0, noise, t)
+    target = other.training_target(x0, noise, t)
+    assert torch.allclose(other.predicted_original(target, noisy, t), x0, atol=1e-3)
+    assert torch.allclose(other.predicted_noise(target, noisy, t), noise, atol=1e-3)
+    assert (other.snr(t).diff() < 0).all()
+
+
+def test_small_model_ends_in_pure_noise(model):
+    assert float(model.alphas_cumprod[-1]) < 1e-6 and int(sampling_timesteps(model, 10)[0]) == 999  # zero terminal SNR, trailing spacing
+    steps = sampling_timesteps(model, 10)
+    assert len(steps) == 10 and (steps.diff() < 0).all()
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+def test_condition_probabilities():
+    for strategy in ("nearest", "near", "random", "first"):
+        p = condition_probabilities(TARGETS, CONDITIONS, strategy)
+        assert p.shape == (5, 3) and p.sum(1) == pytest.approx(np.ones(5)) and (p >= 0).all()
+    assert condition_probabilities(TARGETS, CONDITIONS, "nearest").argmax(1).tolist() == [0, 1, 2, 2, 1]
+    assert condition_probabilities([Camera.from_degrees(0, 350)], CONDITIONS, "nearest").argmax() == 0  # through the wrap-around
+    assert condition_probabilities(TARGETS, CONDITIONS, "near").argmax(1).tolist() == [0, 1, 2, 2, 1]
+    assert (condition_probabilities(TARGETS, CONDITIONS, "first")[:, 0] == 1).all()
+    with pytest.raises(ValueError):
+        condition_probabilities(TARGETS, CONDITIONS, "best")
+
+
+def test_batch_size_does_not_change_the_views(model, features):
+    views = [sample_views(model, features, CONDITIONS, TARGETS, steps=3, batch_size=size, seed=5) for size in (1, 2, 5, 28)]
+    for other in views[1:]:
+        assert torch.allclose(views[0], other, atol=1e-3)
+    assert torch.equal(views[2], views[3])
+    again = sample_views(model, features, CONDITIONS, TARGETS, steps=3, seed=6)
+    assert not torch.allclose(views[0], again, atol=1e-2)
+
+
+def test_sampler_gives_the_pose_of_target_minus_condition(model, features, monkeypatch):
+    seen = []
+    original = model.predict_guided
+    monkeypatch.setattr(model, "predict_guided", lambda noisy, t, f, pose, scale: seen.append((f, pose)) or original(noisy, t, f, pose, scale))
+    sample_views(model, features, CONDITIONS, TARGETS, steps=4, strategy="near", seed=1)
+    assert len(seen) == 4
+    used = set()
+    for chosen, poses in seen:
+        for row, pose in enumerate(poses):
+            which = next(k for k in range(3) if torch.equal(chosen.concat[row], features.concat[k]))
+            used.add(which)
+            assert pose.numpy() == pytest.approx(pose_condition(TARGETS[row], CONDITIONS[which]), abs=1e-6)
+    assert len(used) > 1  # stochastic conditioning
+
+
+def test_sampler_finds_what_a_perfect_model_knows(model, features, monkeypatch):
+    """With predictions that point at known latents, DDIM must arrive there from any noise and with any number of steps."""
+    known = model.encode_target(smooth_images(5, seed=3))
+
+    def perfect(noisy, t, f, pose, scale):
+        alpha = model.alphas_cumprod[t][:, None, None, None]
+        noise = (noisy - alpha.sqrt() * known[: len(noisy)]) / (1 - alpha).sqrt()
+        return model.training_target(known[: len(noisy)], noise, t)
+
+    monkeypatch.setattr(model, "predict_guided", perfect)
+    for steps in (1, 2, 7):
+        views = sample_views(model, features, CONDITIONS, TARGETS, steps=steps, batch_size=5)
+        assert torch.allclose(views, model.decode(known), atol=1e-2)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def stored(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save(folder, torch.float32)
+    return folder
+
+
+@pytest.fixture
+def folder(stored, tmp_path):
+    return shutil.copytree(stored, tmp_path / "model")
+
+
+def test_save_and_load(model, folder, features):
+    again = load_zero123(folder)
+    assert not again.training and weights_hash(again) == weights_hash(model)
+    assert torch.equal(sample_views(again, features, CONDITIONS, TARGETS[:2], steps=2), sample_views(model, features, CONDITIONS, TARGETS[:2], steps=2))
+    assert torch.equal(again.encode_condition(smooth_images(1, 64)).tokens, model.encode_condition(smooth_images(1, 64)).tokens)
+    assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".json", ".safetensors"}
+    model.save(folder)  # half precision, as the bundled weights
+    assert load_zero123(folder).unet.dtype == torch.float32
+
+
+def change(path, action):
+    tensors = load_file(path)
+    action(tensors)
+    save_file(tensors, path)
+
+
+def first(tensors):
+    return sorted(tensors)[0]
+
+
+BROKEN = {
+    "no index": lambda f: (f / "model_index.json").unlink(),
+    "missing tensor": lambda f: change(f / "unet/diffusion_pytorch_model.safetensors", lambda t: t.pop(first(t))),
+    "surplus tensor": lambda f: change(f / "unet/diffusion_pytorch_model.safetensors", lambda t: t.update(extra=torch.zeros(2))),
+    "other shape": lambda f: change(f / "vae/diffusion_pytorch_model.safetensors", lambda t: t.update(basis=torch.zeros(3, 3))),
+    "projection of another size": lambda f: change(f / "cc_projection/diffusion_pytorch_model.safetensors", lambda t: t.update(weight=torch.zeros(4, 4))),
+    "projection without bias": lambda f: change(f / "cc_projection/diffusion_pytorch_model.safetensors", lambda t: t.pop("bias")),
+    "encoder without a tensor": lambda f: change(f / "image_encoder/diffusion_pytorch_model.safetensors", lambda t: t.pop(first(t))),
+    "cut off": lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes((f / "unet/diffusion_pytorch_model.safetensors").read_bytes()[:1000]),
+    "no weights": lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
+    "no scheduler": lambda f: shutil.rmtree(f / "scheduler"),
+    "unknown autoencoder": lambda f: (f / "model_index.json").write_text(json.dumps(json.loads((f / "model_index.json").read_text()) | {"vae": "os.system"})),
+    "index that is no index": lambda f: (f / "model_index.json").write_text("[]"),
+    "index that is not JSON": lambda f: (f / "model_index.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_loading_is_strict(folder, case):
+    BROKEN[case](folder)
+    with pytest.raises(InputError) as caught:
+        load_zero123(folder)
+    assert str(folder) in str(caught.value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (open, ("stolen.txt", "w"))
+
+
+def test_pickles_are_never_executed(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    for name in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"):
+        (folder / "unet" / name).write_bytes(pickle.dumps(Hostile()))
+        with pytest.raises(InputError):
+            load_zero123(folder)
+    (tmp_path / FILE).write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(InputError, match="damaged"):
+        load_personal(tmp_path, base=tiny_random_model(0))
+    assert not (tmp_path / "stolen.txt").exists()
+
+
+def test_personal_weights(tmp_path):
+    base, trained = tiny_random_model(0), tiny_random_model(0)
+    names = [n for n, _ in trained.named_parameters() if n.startswith("cc_projection.") or "mid_block" in n]
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if name in names:
+                parameter += 0.01 * torch.randn(parameter.shape)
+    save_personal(tmp_path / FILE, trained, names, weights_hash(base))
+    loaded = load_personal(tmp_path, base=tiny_random_model(0))
+    for (name, parameter), expected in zip(loaded.named_parameters(), trained.parameters()):
+        assert torch.allclose(parameter, expected, atol=2e-3), name
+    assert weights_hash(loaded) != weights_hash(base)
+    assert (tmp_path / FILE).stat().st_size < 0.5 * sum(p.numel() for p in base.parameters()) * 4  # only what has changed
+    assert weights_hash(load_personal(tmp_path / "none", base=base)) == weights_hash(base)  # nothing trained: the base model
+
+
+def test_personal_weights_are_bound_to_their_base(tmp_path):
+    base = tiny_random_model(0)
+    save_personal(tmp_path / FILE, base, ["cc_projection.linear.bias"], weights_hash(base))
+    with pytest.raises(InputError, match="another base model"):
+        load_personal(tmp_path, base=tiny_random_model(1))
+    save_file({"unet.none": torch.zeros(2)}, tmp_path / FILE, metadata={"base": weights_hash(base)})
+    with pytest.raises(InputError, match="does not fit"):
+        load_personal(tmp_path, base=base)
+    (tmp_path / FILE).write_bytes(b"half a file")
+    with pytest.raises(InputError, match="damaged"):
+        load_personal(tmp_path, base=base)
