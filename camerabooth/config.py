@@ -27,7 +27,7 @@ class BoothConfig:
     camera_anchor: float = 1.0  # weight of the squared distance to the initial cameras (radians^2)
     mirror: bool = True  # also train on mirrored pairs (azimuth difference with the other sign: exact)
     drop_condition: float = 0.05  # probability to drop tokens, concatenation, or both (classifier-free guidance)
-    snr_gamma: float = 5.0  # min-SNR weighting; 0 is the published uniform weighting
+    snr_gamma: float = 0.0  # min-SNR weighting (arXiv 2303.09556); 0: the published uniform weighting
     gradient_clip: float = 1.0
 
     # Novel views

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from camerabooth.config import BoothConfig
-from camerabooth.training import autocast_context
+from camerabooth.training import compute_context
 from sap3d.cameras import Camera
 from sap3d.images import composite_white, resize
 from sap3d.progress import Progress
@@ -28,7 +28,7 @@ def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, 
     """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``."""
     with torch.no_grad():
         features = model.encode_condition(photos)
-    with Progress("camerabooth novel views", len(targets)) as progress, autocast_context(config.precision, model.device)():
+    with Progress("camerabooth novel views", len(targets)) as progress, compute_context(config.precision, model.device)():
         images = sample_views(
             model, features, list(condition_cameras.values()), list(targets.values()), config.nvs_steps, config.guidance_scale,
             config.condition_strategy, config.nvs_batch_size, config.seed, on_batch=progress.update,

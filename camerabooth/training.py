@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camerabooth.camera_table import CameraTable
 from camerabooth.config import BoothConfig
@@ -103,12 +104,12 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
     )  # fmt: skip
     start, losses, spent = _resume(checkpoint, parameters, names, table, optimiser, model.device)
     began = saved = time.time()
-    autocast = autocast_context(config.precision, model.device)
+    compute = compute_context(config.precision, model.device)
     with Progress("camerabooth training", steps, start=start) as progress:
         for step in range(start, steps):
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * _schedule(step, steps)
-            with autocast():
+            with compute():
                 loss = _step_loss(model, table, data, config, step)
             photo_loss = float(loss["photos"].detach())
             (loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()).backward()
@@ -185,16 +186,25 @@ def min_snr_weight(model: Zero123, t: Tensor, gamma: float) -> Tensor:
     return snr.clamp_max(gamma) / (snr.clamp_min(1e-8) if epsilon else snr + 1)
 
 
-def autocast_context(precision: str, device: torch.device):
-    """A factory of autocast contexts: bf16 where asked for, or with ``auto`` where the hardware multiplies bf16 itself."""
+def compute_context(precision: str, device: torch.device):
+    """A factory of contexts for forward passes: bf16 autocast and the attention kernel that is fastest on the device.
+
+    ``auto`` takes bf16 where the hardware multiplies it itself. On a CPU, PyTorch's fused attention is slow for the few
+    tokens of the small model (its backward pass alone was a quarter of a training step), so plain matrix products serve.
+    """
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"precision={precision!r} is unknown: use auto, fp32 or bf16")
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
         precision = "bf16" if fast else "fp32"
-    if precision == "fp32":
-        return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+    @contextmanager
+    def context():
+        attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+        with attention, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+
+    return context
 
 
 def _schedule(step: int, steps: int) -> float:

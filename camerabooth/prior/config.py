@@ -33,7 +33,7 @@ class PriorConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
     drop_condition: float = 0.05  # probability of each of: tokens, concatenation, both dropped
-    snr_gamma: float = 5.0  # min-SNR weighting (arXiv 2303.09556)
+    snr_gamma: float = 0.0  # min-SNR weighting (arXiv 2303.09556); 0: uniform. With v-prediction it all but removes high noise, where structure is decided
     precision: str = "bf16-mixed"  # of pytorch-lightning's Trainer
     devices: int = 1
     threads: int = 0  # CPU threads (0: all)

@@ -14,7 +14,7 @@ from sap3d.zero123.sampler import sample_views
 @torch.no_grad()
 def validation_loss(model: Zero123, source, loss, batches: int = 6) -> float:
     """Mean loss over fixed batches with fixed noise and nothing dropped."""
-    return float(np.mean([float(loss(model, _to(source.batch(k), model.device), torch.Generator().manual_seed(k), 0.0, 5.0)) for k in range(batches)]))
+    return float(np.mean([float(loss(model, _to(source.batch(k), model.device), torch.Generator().manual_seed(k), 0.0, 0.0)) for k in range(batches)]))
 
 
 @torch.no_grad()
