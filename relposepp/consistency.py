@@ -105,7 +105,7 @@ class Consistency:
         k, n = elevation.shape
         size = self.SIZE
         rotation = torch.from_numpy(look_at_rotation(elevation, azimuth)).float()
-        distance = torch.from_numpy(np.ascontiguousarray(radius)).float()
+        distance = torch.tensor(radius, dtype=torch.float32)
         relative = torch.einsum("kjab,kicb->kijac", rotation, rotation)  # camera j from camera i, rotation
         # Centres lie on the cameras' z axes: camera i's frame has the object at (0, 0, -r_i).
         origin = torch.zeros(k, n, n, 3)

@@ -73,12 +73,19 @@ def estimate(images: list[np.ndarray], network, config: RelPoseConfig, device: s
     with torch.no_grad():
         crop_tensor = torch.from_numpy(crop)[None].to(device) if network_config.crop_bases else None
         features = network.features(torch.from_numpy(inputs)[None].to(device), crop_tensor)[0]
-        translations = network.translations(features[None])[0].float().cpu().numpy()
-    radius = np.clip(np.linalg.norm(translations, axis=1) * network.TRANSLATION_UNIT, *RADIUS_RANGE)
-    if not np.isfinite(radius).all():
-        radius = np.full(len(images), RADIUS)
+    radius = radius_of(network, features)
     scores = NetworkScores(network, features)
     return choose(scores, radius, images, config)
+
+
+def radius_of(network, features) -> np.ndarray:
+    """Radius (N,) by the translation head, within what can be; the protocol's where the head says nothing finite."""
+    import torch
+
+    with torch.no_grad():
+        translations = network.translations(features[None])[0].float().cpu().numpy()
+    radius = np.linalg.norm(translations, axis=1) * network.TRANSLATION_UNIT
+    return np.clip(np.where(np.isfinite(radius), radius, RADIUS), *RADIUS_RANGE)
 
 
 def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig) -> Estimate:

@@ -160,11 +160,11 @@ class Tables:
         return total
 
 
-def search_look_at(tables: Tables, grid: Grid, count: int, beam: int = 160, apart_deg: float = 12.0) -> list[Hypothesis]:
+def search_look_at(tables: Tables, grid: Grid, count: int, beam: int = 160, apart_deg: float = 20.0) -> list[Hypothesis]:
     """The best configurations on the tables, at most ``count``, best first, no two within ``apart_deg`` of each other.
 
     Views are added along the maximum spanning tree of the pairs' best log-probabilities (its first hypothesis is the
-    published initialisation), a beam of partial configurations is kept, then every view in turn is moved to its best
+    published initialisation), a beam of partial configurations is kept, then every view in turn is moved to a better
     place until nothing changes (coordinate ascent).
     """
     n, a = len(tables.unary), len(grid.azimuth_rad)
@@ -189,7 +189,10 @@ def search_look_at(tables: Tables, grid: Grid, count: int, beam: int = 160, apar
         elevation, azimuth = elevation[best[:, 0]], azimuth[best[:, 0]]
         elevation[:, view], azimuth[:, view] = best[:, 1], best[:, 2]
         totals = places[best[:, 0], best[:, 1], best[:, 2]]
-    elevation, azimuth = coordinate_ascent(tables, elevation, azimuth)
+    # Everywhere for the best few, as published; near by for all, so that every mode stays a hypothesis of its own.
+    everywhere = coordinate_ascent(tables, elevation[:8], azimuth[:8])
+    nearby = coordinate_ascent(tables, elevation, azimuth, reach=3)
+    elevation, azimuth = (np.concatenate(pair) for pair in zip(everywhere, nearby))
     totals = tables.score(elevation, azimuth)
 
     kept: list[Hypothesis] = []
@@ -224,14 +227,24 @@ def _peaks(values: np.ndarray, count: int) -> np.ndarray:
     return np.stack(np.unravel_index(best, values.shape), -1)
 
 
-def coordinate_ascent(tables: Tables, elevation: np.ndarray, azimuth: np.ndarray, rounds: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Move every view of every configuration (K, N) to its best place in turn until nothing changes."""
+def coordinate_ascent(
+    tables: Tables, elevation: np.ndarray, azimuth: np.ndarray, reach: int | None = None, rounds: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move every view of every configuration (K, N) to its best place in turn until nothing changes.
+
+    reach: how many grid steps from its present place a view may move at a time; None for everywhere.
+    """
     elevation, azimuth = elevation.copy(), azimuth.copy()
     n, a = elevation.shape[1], tables.pair.shape[-1]
     for _ in range(rounds):
         before = elevation.copy(), azimuth.copy()
         for view in range(n):
             places = tables.placements(view, [u for u in range(n) if u != view], elevation, azimuth)
+            if reach is not None:
+                turn = np.abs(np.arange(a) - azimuth[:, view, None])
+                near = np.minimum(turn, a - turn)[:, None, :] <= reach
+                near = near & (np.abs(np.arange(places.shape[1]) - elevation[:, view, None]) <= reach)[:, :, None]
+                places = np.where(near, places, -np.inf)
             elevation[:, view], azimuth[:, view] = np.divmod(places.reshape(len(places), -1).argmax(1), a)
         if np.array_equal(before[0], elevation) and np.array_equal(before[1], azimuth):
             break

@@ -18,7 +18,7 @@ from torch import nn
 from relposepp.config import NetworkConfig
 from sap3d.alexnet import IMAGENET_MEAN, IMAGENET_STD, alexnet_tokens
 from sap3d.cameras import RADIUS
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 
 TINY_WEIGHTS = Path(__file__).resolve().parent / "weights" / "tiny"
 ELEVATION_RANGE_DEG = (-60.0, 80.0)
@@ -295,7 +295,7 @@ def load_network(folder: Path | str | None = None, device: str = "cpu") -> RelPo
         state = load_file(folder / "model.safetensors")
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder}: not weights of this RelPose++ network ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{folder}: not weights of this RelPose++ network ({first_line(error)})") from None
     except Exception as error:  # safetensors raises its own type for damaged files
-        raise InputError(f"{folder}/model.safetensors: cannot be read ({str(error).splitlines()[0]}); restore the file") from None
+        raise InputError(f"{folder}/model.safetensors: cannot be read ({first_line(error)}); restore the file") from None
     return network.to(device).eval()

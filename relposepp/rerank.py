@@ -106,7 +106,7 @@ class Reranker:
         es[:, view], as_[:, view] = np.array(chosen).T
         return es, as_
 
-    def _distinct(self, elevation: np.ndarray, azimuth: np.ndarray, score: np.ndarray, apart_deg: float = 12.0) -> list[Hypothesis]:
+    def _distinct(self, elevation: np.ndarray, azimuth: np.ndarray, score: np.ndarray, apart_deg: float = 20.0) -> list[Hypothesis]:
         kept: list[Hypothesis] = []
         for k in np.argsort(-score, kind="stable"):
             angle = self.grid.azimuth_rad[(azimuth[k] - azimuth[k, 0]) % len(self.grid.azimuth_rad)]

@@ -1,0 +1,180 @@
+"""Measure stage 1 against true poses, and fit the weights of the re-ranking.
+
+    python -m relposepp.evaluate [key=value ...] --type GSO_dev --views 2 3 5 8 [--out results/relposepp_GSO_dev.json]
+    python -m relposepp.evaluate --fit --scenes 40 --views 2 3 5        # on the validation part of the corpus
+
+This is evaluation: it reads the ground truth (poses/), which the stage itself never does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from relposepp.config import RelPoseConfig
+from relposepp.rotations import look_at_rotation
+from sap3d.cameras import rotation_angle_deg
+from sap3d.config import load_config, resolve_device
+from sap3d.errors import InputError, cli
+from sap3d.scene import Scene, root_dir, write_json
+
+
+def pair_errors_deg(rotations: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Angles (pairs,) between estimated and true relative rotations, for all pairs of ``camera_from_world`` (N, 3, 3)."""
+    i, j = np.triu_indices(len(truth), 1)
+    relative = np.einsum("kab,kcb->kac", rotations[i], rotations[j])
+    return rotation_angle_deg(relative, np.einsum("kab,kcb->kac", truth[i], truth[j]))
+
+
+def summary(errors_by_scene: list[np.ndarray]) -> dict[str, float]:
+    """Mean and median over pairs, shares under 15 and 30 degrees, and the mean of the scenes' medians."""
+    errors = np.concatenate(errors_by_scene)
+    return {
+        "mean_deg": float(errors.mean()),
+        "median_deg": float(np.median(errors)),
+        "under_15": float((errors < 15).mean()),
+        "under_30": float((errors < 30).mean()),
+        "scene_median_deg": float(np.mean([np.median(e) for e in errors_by_scene])),
+    }
+
+
+def typed_scenes(kind: str, views: int, limit: int | None):
+    """(name, photos, true rotations (N, 3, 3), true radius (N,)) of the objects of a dataset type that have enough photos."""
+    from sap3d.cameras import camera_centers
+    from sap3d.images import available_objects, load_input_views
+
+    for name in available_objects(Scene(kind, "any", views))[:limit]:
+        scene = Scene(kind, name, views)
+        try:
+            photos = load_input_views(scene)
+        except InputError as error:
+            print(f"left out: {error}")
+            continue
+        poses = np.stack([np.load(scene.truth_poses_dir / f"{view}.npy") for view in photos])
+        yield name, list(photos.values()), poses[:, :, :3], np.linalg.norm(camera_centers(poses), axis=1)
+
+
+def corpus_scenes(folder: str, part: str, views: int, count: int, seed: int):
+    """Scenes of random views of random objects of one part of the corpus, in the form of ``typed_scenes``."""
+    from dataset.corpus_reader import CorpusReader
+
+    corpus = CorpusReader(folder, part, 128)
+    generator = np.random.default_rng([seed, views])
+    for k in range(count):
+        row = k % len(corpus)
+        columns = generator.permutation(corpus.views)[:views]
+        premultiplied = np.asarray(corpus.images[row][columns], np.float32) / 255
+        alpha = premultiplied[..., 3:]
+        photos = np.concatenate([premultiplied[..., :3] / np.maximum(alpha, 1e-3), alpha], -1)
+        rotations = look_at_rotation(np.pi / 2 - corpus.polar_rad[row, columns], corpus.azimuth_rad[row, columns])
+        yield corpus.names[row], list(photos), rotations, corpus.radius[row, columns].astype(float)
+
+
+def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, dict]:
+    """Summary and every scene's figures of the whole stage with one configuration."""
+    from relposepp.estimate import estimate
+
+    errors, seconds, table, radius_errors, elevation_errors = [], [], {}, [], []
+    for name, photos, truth, true_radius in scenes:
+        begin = time.monotonic()
+        found = estimate(photos, network, config, device)
+        seconds.append(time.monotonic() - begin)
+        error = pair_errors_deg(found.hypotheses[0].rotations(), truth)
+        best = min(float(np.median(pair_errors_deg(h.rotations(), truth))) for h in found.hypotheses)
+        elevation = np.rad2deg(found.hypotheses[0].elevation_rad - np.arcsin(truth[:, 2, 2]))
+        table[name] = {"median_deg": float(np.median(error)), "mean_deg": float(error.mean()), "best_hypothesis_deg": best}
+        errors.append(error)
+        radius_errors.append(np.abs(found.radius - true_radius).mean())
+        elevation_errors.append(np.abs(elevation).mean())
+    extra = {"seconds": float(np.mean(seconds)), "radius_error": float(np.mean(radius_errors)), "elevation_error_deg": float(np.mean(elevation_errors)),
+             "best_of_hypotheses_deg": float(np.mean([t["best_hypothesis_deg"] for t in table.values()]))}  # fmt: skip
+    return summary(errors) | extra, table
+
+
+# --- re-ranking: each term alone, and the fit of the weights ----------------------------------------------------------
+def candidate_terms(scenes, network, config: RelPoseConfig, device: str, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A scene: terms (K, T) of the network's ``count`` best configurations, and their median pair errors (K,)."""
+    import torch
+
+    from relposepp.consistency import Consistency
+    from relposepp.estimate import look_at_grid, network_inputs, radius_of
+    from relposepp.inference import NetworkScores, Tables, search_look_at
+    from relposepp.rerank import Reranker
+
+    found, grid = [], look_at_grid(config)
+    for _, photos, truth, _ in scenes:
+        inputs, _ = network_inputs(photos, network.config.image_size, False)
+        with torch.no_grad():
+            features = network.features(torch.from_numpy(inputs)[None].to(device))[0]
+        tables = Tables.of(NetworkScores(network, features), grid)
+        hypotheses = search_look_at(tables, grid, count)
+        reranker = Reranker.of(tables, grid, Consistency(photos), radius_of(network, features))
+        terms = reranker.terms(*reranker.indices(hypotheses))
+        found.append((terms, np.array([np.mean(pair_errors_deg(h.rotations(), truth)) for h in hypotheses])))
+    return found
+
+
+def fit_weights(candidates: list[tuple[np.ndarray, np.ndarray]], steps: int = 600, ridge: float = 1e-3) -> np.ndarray:
+    """Weights (T,) under which a scene's good configurations are likely: expected error of a softmax over its candidates."""
+    import torch
+
+    scale = np.concatenate([t - t.mean(0) for t, _ in candidates]).std(0).clip(1e-6)
+    data = [(torch.from_numpy((t - t.mean(0)) / scale), torch.from_numpy(e)) for t, e in candidates]
+    weights = torch.full((len(scale),), 0.1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([weights], lr=0.05)
+    for _ in range(steps):
+        loss = sum((torch.softmax(t @ weights, 0) * e.clamp(max=90)).sum() for t, e in data) / len(data) / 90 + ridge * weights.square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return weights.detach().numpy() / scale
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m relposepp.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("--type", help="dataset type with poses/, e.g. GSO_dev")
+    parser.add_argument("--part", default="validation", help="part of the corpus, where no --type is given")
+    parser.add_argument("--corpus", default="dataset/corpus_cache")
+    parser.add_argument("--views", type=int, nargs="+", default=[2, 3, 5])
+    parser.add_argument("--scenes", type=int, default=40, help="most scenes a number of views")
+    parser.add_argument("--fit", action="store_true", help="fit the weights of the re-ranking (on the corpus only)")
+    parser.add_argument("--candidates", type=int, default=64, help="configurations a scene for --fit")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the stage")
+    arguments = parser.parse_args(argv)
+    if arguments.fit and (arguments.type or arguments.part == "test"):
+        raise InputError("--fit works on the corpus alone, and not on its test part: leave --type out")
+    config = load_config(RelPoseConfig, None, arguments.settings)
+
+    from relposepp.network import load_network
+    from relposepp.rerank import TERMS
+
+    device = resolve_device(config.device)
+    network, results = load_network(config.weights, device), {}
+    for views in arguments.views:
+        if arguments.type:
+            scenes = typed_scenes(arguments.type, views, arguments.scenes)
+        else:
+            scenes = corpus_scenes(arguments.corpus, arguments.part, views, arguments.scenes, 1)
+        if arguments.fit:
+            candidates = candidate_terms(scenes, network, config, device, arguments.candidates)
+            weights = fit_weights(candidates)
+            print(f"{views} views: weights {dict(zip(TERMS, np.round(weights, 3)))}")
+            chosen = {"all": weights} | {name: np.eye(len(TERMS))[k] for k, name in enumerate(TERMS)}
+            for name, w in chosen.items():
+                errors = np.array([e[np.argmax(t @ w)] for t, e in candidates])
+                print(f"  {name:18s} mean {errors.mean():5.1f}  median {np.median(errors):5.1f}  under 30: {np.mean(errors < 30):.2f}")
+            print(f"  best candidate     mean {np.mean([e.min() for _, e in candidates]):5.1f}")
+            continue
+        figures, table = measure(scenes, network, config, device)
+        results[str(views)] = {"summary": figures, "scenes": table}
+        print(f"{views} views: " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()), flush=True)
+    if arguments.out and results:
+        write_json(root_dir() / arguments.out, results)
+
+
+if __name__ == "__main__":
+    cli(main)

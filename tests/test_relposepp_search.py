@@ -1,0 +1,103 @@
+"""Stage 1: searches recover the cameras that the pairwise scores know."""
+
+import numpy as np
+import pytest
+
+from relposepp import rotations as rot
+from relposepp.config import RelPoseConfig
+from relposepp.estimate import finish, propose
+from relposepp.inference import Grid, Tables, coordinate_ascent, search_look_at, search_so3
+from sap3d.cameras import rotation_angle_deg
+from sap3d.errors import InputError
+from tests.relposepp_spheres import TrueScores
+
+GRID = Grid.from_degrees((-40.0, 70.0), 10.0, 10.0)
+
+
+def truth(views, seed=0):
+    generator = np.random.default_rng(seed)
+    return rot.look_at_rotation(generator.uniform(-0.5, 1.0, views), generator.uniform(-np.pi, np.pi, views))
+
+
+def relative_error(found, expected):
+    """Largest angle over the views after the first views are made to coincide."""
+    return rotation_angle_deg(found @ found[0].T, expected @ expected[0].T).max()
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_look_at_search_recovers_true_cameras(views):
+    expected = truth(views, views)
+    best = search_look_at(Tables.of(TrueScores(expected), GRID), GRID, 5)[0]
+    assert relative_error(best.rotations(), expected) < 12
+
+
+def test_azimuth_at_the_seam_and_at_180_degrees():
+    for azimuth in (-3.1, 3.1, np.pi, -0.02, 0.02, np.pi / 2):
+        expected = rot.look_at_rotation([0.2, 0.4], [0.0, azimuth])
+        best = search_look_at(Tables.of(TrueScores(expected), GRID), GRID, 1)[0]
+        assert relative_error(best.rotations(), expected) < 12, azimuth
+
+
+def test_a_wrong_pair_is_outvoted_by_the_others_and_kept_as_a_hypothesis_of_two():
+    expected = truth(4, 7)
+    other = truth(4, 8)
+    ghosts = {(0, 1): rot.relative_rotation(other[0], other[1])}
+    tables = Tables.of(TrueScores(expected, ghosts=ghosts), GRID)
+    assert relative_error(search_look_at(tables, GRID, 5)[0].rotations(), expected) < 15
+
+    pair = rot.look_at_rotation([0.1, 0.2], [0.0, 0.5])
+    ghosts = {(0, 1): rot.relative_rotation(*rot.look_at_rotation([0.1, 0.2], [0.0, 0.5 + np.pi]))}  # a symmetric object
+    found = search_look_at(Tables.of(TrueScores(pair, ghosts=ghosts), GRID), GRID, 5)
+    assert min(relative_error(h.rotations(), pair) for h in found[:3]) < 12
+    estimate = finish(found, np.full(2, 1.5), TrueScores(pair), RelPoseConfig())
+    assert estimate.confidence[1] < 0.9  # says that it is not sure
+
+
+def test_coordinate_ascent_repairs_a_view_and_keeps_good_ones():
+    expected = truth(4, 3)
+    tables = Tables.of(TrueScores(expected), GRID)
+    best = search_look_at(tables, GRID, 1)[0]
+    elevation = np.array([np.argmin(np.abs(GRID.elevation_rad - e)) for e in best.elevation_rad])[None]
+    azimuth = np.array([np.argmin(np.abs(rot.wrap_to_pi(GRID.azimuth_rad - a))) for a in best.azimuth_rad])[None]
+    broken = azimuth.copy()
+    broken[0, 2] = (broken[0, 2] + 15) % len(GRID.azimuth_rad)
+    _, repaired = coordinate_ascent(tables, elevation, broken)
+    shift = (repaired - azimuth) % len(GRID.azimuth_rad)
+    assert (shift == shift[0, 0]).all()
+
+
+def test_tables_are_densities_and_symmetric():
+    tables = Tables.of(TrueScores(truth(3)), GRID)
+    area = np.cos(GRID.elevation_rad)
+    total = (np.exp(tables.pair[0, 1]) * area[:, None, None] * area[None, :, None]).sum()
+    assert total == pytest.approx(1)
+    a = len(GRID.azimuth_rad)
+    assert tables.pair[0, 1][2, 5, 3] == tables.pair[1, 0][5, 2, (a - 3) % a]
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_so3_search_recovers_true_cameras_in_their_own_gauge(views):
+    expected = truth(views, 10 + views)
+    world = rot.random_rotations(1, np.random.default_rng(0))[0]
+    scores = TrueScores(expected @ world, width_deg=20.0)
+    found = search_so3(scores, 6000, 5 * views, 2, np.random.default_rng(0))
+    assert relative_error(found[0][0], expected) < 12
+    assert found[0][1] >= found[1][1]
+
+
+def test_gauge_a_turned_scene_gives_the_same_cameras():
+    expected = truth(3, 4)
+    turned = TrueScores(expected @ rot.look_at_rotation(0.0, 1.0).T @ np.eye(3))
+    turned.rotations = expected @ np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # a quarter turn about the up axis
+    first = search_look_at(Tables.of(TrueScores(expected), GRID), GRID, 1)[0]
+    second = search_look_at(Tables.of(turned, GRID), GRID, 1)[0]
+    np.testing.assert_allclose(first.rotations(), second.rotations(), atol=1e-9)
+
+
+def test_propose_names_an_unknown_search_and_so3_gives_absolute_elevation():
+    expected = rot.look_at_rotation(np.deg2rad([0.0, 30.0, 10.0]), np.deg2rad([0.0, 90.0, 200.0]))
+    scores = TrueScores(expected, width_deg=20.0)
+    found = propose(scores, RelPoseConfig(search="so3", queries=6000, iterations=12, hypotheses=2))
+    np.testing.assert_allclose(np.rad2deg(found[0].elevation_rad), [0, 30, 10], atol=10)
+    with pytest.raises(InputError, match="search"):
+        propose(scores, RelPoseConfig(search="nowhere"))
