@@ -64,10 +64,14 @@ class Reconstruction:
         self.history: list[dict] = []
 
     # --- the loop -------------------------------------------------------------------------------------------------
+    def resume(self, checkpoint: Path, fingerprint: str = "") -> float:
+        """Take up ``checkpoint`` if it is there and of the same run; returns the seconds that have gone into it."""
+        return self.seconds if checkpoint.is_file() and self.load(checkpoint, fingerprint) else 0.0
+
     def run(self, checkpoint: Path | None = None, fingerprint: str = "", on_step=None) -> None:
-        """Optimise to the end, from ``checkpoint`` if it holds the state of the same ``fingerprint``."""
-        if checkpoint is not None and checkpoint.is_file():
-            self.load(checkpoint, fingerprint)
+        """Optimise to the end, leaving a checkpoint every ``checkpoint_seconds`` and a small last one."""
+        if self.step >= self.config.steps:
+            return
         started = saved = time.time()
         already = self.seconds
         with Progress("3D_Recon", self.config.steps, start=self.step) as progress:
@@ -83,6 +87,8 @@ class Reconstruction:
                 if on_step is not None:
                     on_step(self)
         self.occupancy.update(self.field)
+        if checkpoint is not None:
+            self.save(checkpoint, fingerprint)
 
     def one_step(self) -> dict[str, torch.Tensor]:
         """One step of the optimiser; all its random draws follow from the seed and the step's number."""
@@ -205,7 +211,7 @@ class Reconstruction:
             "history": self.history,
             "values": self.field.values.detach(),
             "delta": self.cameras.delta.detach(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.optimiser.state_dict() if self.step < self.config.steps else None,  # two thirds of the file
             "occupancy": self.occupancy.state(),
             "seeing": self.seeing,
         }
@@ -226,6 +232,7 @@ class Reconstruction:
             self.cameras.delta.copy_(state["delta"])
         self.occupancy.load_state(state["occupancy"])
         self.seeing = state["seeing"]
-        self._enter(state["level"], grow=False)
-        self.optimiser.load_state_dict(state["optimiser"])
+        if state["optimiser"] is not None:
+            self._enter(state["level"], grow=False)
+            self.optimiser.load_state_dict(state["optimiser"])
         return True

@@ -30,7 +30,6 @@ class Rendering:
     ray: torch.Tensor
     distance: torch.Tensor
     weight: torch.Tensor
-    normal: torch.Tensor | None = None  # (R, 3) weighted mean, not normalised
 
 
 def ray_box(origins: torch.Tensor, directions: torch.Tensor, bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,15 +101,17 @@ class Occupancy:
         self.occupied, self.floor = state["occupied"], state["floor"]
 
 
-def render(field, occupancy, origins, directions, step=None, generator=None, stop=1e-3, normals=False) -> Rendering:
+def render(field, occupancy, origins, directions, step=None, generator=None, stop=1e-3, reach=None) -> Rendering:
     """Render rays (R, 3), (R, 3) with samples in occupied cells only, until transmittance surely is below ``stop``.
 
-    ``step`` is the distance between samples (default: one voxel); ``generator`` jitters them. With ``stop`` 0 and all
-    cells occupied the result equals ``render_reference``.
+    ``step`` is the distance between samples (default: one voxel); ``generator`` jitters them; ``reach`` ends rays at that
+    distance. With ``stop`` 0 and all cells occupied the result equals ``render_reference``.
     """
     step = step or field.voxel_size()
     with torch.no_grad():
         near, far = ray_box(origins, directions, field.bounds)
+        if reach is not None:
+            far = torch.maximum(near, far.clamp_max(reach))
         distance, valid = sample_distances(near, far, step, generator)
         cell = occupancy.flat_index(origins, directions, distance)
         keep = occupancy.occupied.view(-1)[cell] & valid
@@ -124,13 +125,10 @@ def render(field, occupancy, origins, directions, step=None, generator=None, sto
     depth = density * step
     weight = _transmittance(depth, ray, len(origins)) * (-torch.expm1(-depth))
     terms = [weight[:, None] * colour, weight[:, None], (weight * distance)[:, None]]
-    if normals:
-        terms.append(weight[:, None] * field.normals(points))
-    sums = torch.zeros(len(origins), sum(t.shape[1] for t in terms), device=origins.device)
-    sums = sums.index_add(0, ray, torch.cat(terms, 1))
+    sums = torch.zeros(len(origins), 5, device=origins.device).index_add(0, ray, torch.cat(terms, 1))
     opacity = sums[:, 3]
     mean_depth = sums[:, 4] / opacity.clamp_min(1e-6)
-    return Rendering(sums[:, :3] + (1 - opacity)[:, None], opacity, mean_depth, ray, distance, weight, sums[:, 5:] if normals else None)
+    return Rendering(sums[:, :3] + (1 - opacity)[:, None], opacity, mean_depth, ray, distance, weight)
 
 
 def _transmittance(optical_depth: torch.Tensor, ray: torch.Tensor, rays: int) -> torch.Tensor:

@@ -1,0 +1,129 @@
+"""Stage 3: photos, refined cameras and the personal diffusion model to a NeRF and a textured mesh.
+
+python -m 3D_Recon.threestudio.launch --type T --object O --views N [--config FILE] [--quick] [key=value ...]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from sap3d.cameras import protocol_test_cameras
+from sap3d.config import as_dict, resolve_device, stage_arguments
+from sap3d.errors import InputError, cli
+from sap3d.images import SUFFIXES, load_input_views
+from sap3d.scene import Scene, completion_record, file_hash, read_cameras, stage_complete, write_cameras, write_json
+
+from .config import ReconConfig, check_config
+
+# Settings that shape the outputs and not the optimisation: changing them keeps the checkpoint.
+OUTPUT_SETTINGS = (
+    "device", "render_size", "turntable_frames", "turntable_size", "mesh_cells", "mesh_faces", "texture", "texture_size", "checkpoint_seconds", "tile_rays",
+)  # fmt: skip
+
+
+def main(scene: Scene, config: ReconConfig) -> Path:
+    """Run stage 3 for one scene, from where an earlier run stopped; returns the folder of the mesh.
+
+    Raises InputError for photos, cameras, novel views or settings that cannot be used.
+    """
+    check_config(config)
+    photos = load_input_views(scene)
+    inputs = _inputs(scene, config, list(photos))
+    settings = as_dict(config)
+    nerf_record, mesh_record = scene.nerf_dir / "record.json", scene.mesh_dir / "record.json"
+    nerf_outputs = [scene.nerf_dir / "save" / "rgb_pred" / f"{name}.png" for name in protocol_test_cameras()] + [scene.nerf_dir / "save" / "turntable.mp4"]
+    mesh_outputs = [scene.mesh_dir / "model.obj", scene.mesh_dir / "model.glb"]
+    if stage_complete(nerf_record, settings, inputs, nerf_outputs) and stage_complete(mesh_record, settings, inputs, mesh_outputs):
+        print(f"3D_Recon: {scene.object} with {scene.views} views is done already, see {scene.mesh_dir}")
+        return scene.mesh_dir
+
+    from . import export  # torch and the rest take seconds to import
+
+    cameras = _cameras(scene, config, list(photos))
+    recon = _reconstruction(scene, config, photos, cameras)
+    checkpoint = scene.nerf_dir / "checkpoints" / "last.pt"
+    write_json(scene.nerf_dir / "config.json", settings)
+    mesh_record.unlink(missing_ok=True)
+    with completion_record(nerf_record, "3D_Recon nerf", settings, inputs) as facts:
+        facts["resumed_seconds"] = recon.resume(checkpoint, _fingerprint(config, inputs))
+        recon.run(checkpoint, _fingerprint(config, inputs))
+        views = export.export_renders(scene, config, recon)
+        export.export_turntable(scene, config, recon)
+        export.export_sheet(scene, photos, views)
+        write_cameras(scene.nerf_dir / "cameras.yaml", recon.cameras.current())
+        facts.update(hull_margin=round(recon.margin, 4), optimisation_seconds=round(recon.seconds, 2), history=recon.history)
+    with completion_record(mesh_record, "3D_Recon mesh", settings, inputs) as facts:
+        facts.update(export.export_mesh(scene, config, recon, views))
+    return scene.mesh_dir
+
+
+def _reconstruction(scene, config, photos, cameras):
+    from .optimise import Reconstruction
+    from .prior import load_novel_views
+
+    device = resolve_device(config.device)
+    novel_views = load_novel_views(scene.nvs_dir / "preds", list(protocol_test_cameras())) if config.warm_start else None
+    model = None
+    if config.sds:
+        from sap3d.zero123 import load_personal
+
+        model = load_personal(scene.personal_dir, device, base_folder=Path(config.model) if config.model else None)
+        model.requires_grad_(False)
+    return Reconstruction(photos, cameras, config, novel_views, model, device)
+
+
+def _camera_file(scene: Scene, config: ReconConfig) -> Path:
+    return Path(config.cameras) if config.cameras else scene.refined_cameras
+
+
+def _cameras(scene: Scene, config: ReconConfig, names: list[str]) -> dict:
+    path = _camera_file(scene, config)
+    cameras = read_cameras(path)
+    missing = [name for name in names if name not in cameras]
+    if missing:
+        raise InputError(f"{path}: has no camera for view {', '.join(missing)}; run stage 2 again with {len(names)} views")
+    for name in names:
+        if not (0 < cameras[name].polar_rad < 3.1416 and 0.2 < cameras[name].radius < 100 and 0.01 < cameras[name].fov_rad < 3):
+            raise InputError(f"{path}: the camera of view {name} is impossible ({cameras[name]}); run stage 2 again")
+    return {name: cameras[name] for name in names}
+
+
+def _inputs(scene: Scene, config: ReconConfig, names: list[str]) -> dict[str, Path]:
+    """Every file that the result depends on, by a name for the record."""
+    inputs = {"cameras": _camera_file(scene, config)}
+    if not inputs["cameras"].is_file():
+        raise InputError(f"{inputs['cameras']}: no such camera file; run stage 2 (camerabooth) first")
+    for name in names:
+        inputs[f"photo {name}"] = next(p for s in SUFFIXES for p in sorted((scene.train_dir / "images").glob(f"{name}.*")) if p.suffix.lower() == s)
+        mask = scene.train_dir / "masks" / f"{name}.png"
+        if mask.is_file():
+            inputs[f"mask {name}"] = mask
+    if config.warm_start:
+        inputs["novel views"] = scene.nvs_dir / "preds"
+        for name in protocol_test_cameras():
+            if not (inputs["novel views"] / f"{name}.png").is_file():
+                raise InputError(f"{inputs['novel views']}: novel view {name}.png is missing; run stage 2 (camerabooth) first or set warm_start=false")
+    if config.sds:
+        inputs["personal model"] = scene.personal_dir / "personal.safetensors"
+        if config.model:
+            inputs["base model"] = Path(config.model)
+    return inputs
+
+
+def _fingerprint(config: ReconConfig, inputs: dict[str, Path]) -> str:
+    """Identity of an optimisation: its settings and inputs, without those of the outputs."""
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in OUTPUT_SETTINGS}
+    text = json.dumps([settings, {name: file_hash(path) for name, path in inputs.items()}], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+
+    def _command_line():
+        arguments, config = stage_arguments("Stage 3: NeRF and textured mesh.", ReconConfig)
+        print(f"3D_Recon: mesh in {main(Scene(arguments.type, arguments.object, arguments.views), config)}")
+
+    cli(_command_line)
