@@ -17,7 +17,7 @@ from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
 from sap3d.config import as_dict, resolve_device, stage_arguments
 from sap3d.errors import InputError, cli
 from sap3d.images import contact_sheet, load_input_views, save_image, write_video
-from sap3d.scene import Scene, atomic_dir, completion_record, read_cameras, stage_complete, write_cameras, write_json, write_text
+from sap3d.scene import Scene, atomic_dir, completion_record, fingerprint, read_cameras, stage_complete, write_cameras, write_json, write_text
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
              "learning_rate", "camera_learning_rate", "camera_anchor", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision")  # fmt: skip
@@ -39,7 +39,7 @@ def main(scene: Scene, config: BoothConfig) -> Path:
         print(f"camerabooth: {scene.personal_dir} is complete, skipped")
     else:
         with completion_record(record, "camerabooth training", training_settings, inputs) as extra:
-            train(scene, config, images, initial, extra)
+            train(scene, config, images, initial, fingerprint(training_settings, inputs), extra)
     inputs = {"images": inputs["images"], "masks": inputs["masks"], "cameras": scene.refined_cameras, "personal": scene.personal_dir / "personal.safetensors"}
     record = scene.nvs_dir / "record.json"
     if stage_complete(record, settings, inputs, [scene.nvs_dir / "preds"]):
@@ -57,7 +57,7 @@ def _device(config: BoothConfig) -> str:
     return resolve_device(config.device)
 
 
-def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], initial: dict, extra: dict) -> None:
+def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], initial: dict, run_fingerprint: str, extra: dict) -> None:
     """Test-time training; without it (one view, or ``train=false``) the initial cameras are passed on."""
     folder = scene.personal_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     regularisers = choose_regularisers(scene, photos, config.regulariser, config.regulariser_objects, config.seed)
     table = CameraTable(initial).to(device)
     checkpoint = folder / "checkpoint.pt"
-    fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror), config, checkpoint)
+    fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror), config, checkpoint, run_fingerprint)
     extra["resumed_seconds"] = fitted["resumed_seconds"]
     refined = table.cameras()
     save_personal(folder / "personal.safetensors", model, fitted["trained"], base)

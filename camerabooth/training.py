@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camerabooth.camera_table import CameraTable
 from camerabooth.config import BoothConfig
 from sap3d.cameras import pose_condition
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 from sap3d.progress import Progress
 from sap3d.regularisers import RegulariserObject
 from sap3d.scene import atomic_path
@@ -87,10 +87,11 @@ def total_steps(config: BoothConfig, views: int) -> int:
     return config.steps + config.steps_per_extra_view * max(views - 2, 0)
 
 
-def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, checkpoint: Path) -> dict:
+def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, checkpoint: Path, fingerprint: str = "") -> dict:
     """Train in place; returns {"trained": names, "losses": per step, "resumed_seconds"}.
 
     Every random choice follows from (seed, step), so that a run resumed from ``checkpoint`` ends as an undisturbed one.
+    A checkpoint with another ``fingerprint`` (of settings and inputs) is not taken up.
     """
     steps = total_steps(config, data.count)
     names = trained_parameters(model, config.trained)
@@ -102,7 +103,7 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
          {"params": [table.delta], "lr": config.camera_learning_rate, "peak": config.camera_learning_rate}],
         weight_decay=0.0,
     )  # fmt: skip
-    start, losses, spent = _resume(checkpoint, parameters, names, table, optimiser, model.device)
+    start, losses, spent = _resume(checkpoint, fingerprint, parameters, names, table, optimiser, model.device)
     began = saved = time.time()
     compute = compute_context(config.precision, model.device)
     with Progress("camerabooth training", steps, start=start) as progress:
@@ -123,7 +124,7 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
             if time.time() - saved > _CHECKPOINT_SECONDS and step + 1 < steps:
                 saved = time.time()
                 state = {
-                    "step": step + 1, "losses": losses, "seconds": spent + saved - began, "delta": table.delta.detach(),
+                    "fingerprint": fingerprint, "step": step + 1, "losses": losses, "seconds": spent + saved - began, "delta": table.delta.detach(),
                     "tensors": {name: parameters[name].detach() for name in names}, "optimiser": optimiser.state_dict(),
                 }  # fmt: skip
                 with atomic_path(checkpoint) as temporary:
@@ -132,11 +133,13 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
     return {"trained": names, "losses": losses, "resumed_seconds": spent}
 
 
-def _resume(checkpoint: Path, parameters: dict, names: list[str], table: CameraTable, optimiser, device):
+def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[str], table: CameraTable, optimiser, device):
     if not checkpoint.is_file():
         return 0, [], 0.0
     try:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["fingerprint"] != fingerprint:
+            return 0, [], 0.0
         with torch.no_grad():
             for name in names:
                 parameters[name].copy_(state["tensors"][name])
@@ -144,7 +147,7 @@ def _resume(checkpoint: Path, parameters: dict, names: list[str], table: CameraT
         optimiser.load_state_dict(state["optimiser"])
         return state["step"], list(state["losses"]), float(state["seconds"])
     except Exception as error:
-        raise InputError(f"{checkpoint}: damaged checkpoint ({str(error).splitlines()[0]}); delete it to start this stage again") from None
+        raise InputError(f"{checkpoint}: damaged checkpoint ({first_line(error)}); delete it to start this stage again") from None
 
 
 def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, step: int) -> dict[str, Tensor]:

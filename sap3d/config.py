@@ -10,7 +10,7 @@ from typing import Sequence, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 
 Config = TypeVar("Config")
 
@@ -24,7 +24,7 @@ def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Seq
         try:
             loaded = OmegaConf.load(yaml_path)
         except Exception as error:
-            raise InputError(f"{yaml_path}: not valid YAML ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{yaml_path}: not valid YAML ({first_line(error)})") from None
         merged = _merge(merged, loaded, str(yaml_path), cls)
     for item in overrides:
         key, separator, _ = item.partition("=")
@@ -33,7 +33,7 @@ def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Seq
         try:
             one = OmegaConf.from_dotlist([item])
         except Exception as error:
-            raise InputError(f"{item!r} cannot be read as key=value ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{item!r} cannot be read as key=value ({first_line(error)})") from None
         merged = _merge(merged, one, item, cls)
     return OmegaConf.to_object(merged)
 
@@ -43,7 +43,7 @@ def _merge(base, update, source: str, cls):
         return OmegaConf.merge(base, update)
     except (OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
         keys = ", ".join(f.name for f in dataclasses.fields(cls))
-        raise InputError(f"{source}: {str(error).splitlines()[0]}; known keys: {keys}") from None
+        raise InputError(f"{source}: {first_line(error)}; known keys: {keys}") from None
 
 
 def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:

@@ -27,6 +27,11 @@ def one_line(error: BaseException) -> str | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error message, or the error's name when it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def cli(main: Callable[[], object]) -> None:
     """Run a command line's ``main``; end with status 0, 2 (bad input, one line) or 130 (interrupted)."""
     try:

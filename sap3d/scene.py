@@ -229,6 +229,12 @@ def stage_complete(record: Path, config: Mapping, inputs: Mapping[str, Path], ou
     )
 
 
+def fingerprint(config: Mapping, inputs: Mapping[str, Path]) -> str:
+    """A hash of what a run is made from: a checkpoint with another one belongs to another run."""
+    text = json.dumps([config, {name: file_hash(path) for name, path in inputs.items()}], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @contextlib.contextmanager
 def completion_record(record: Path, stage: str, config: Mapping, inputs: Mapping[str, Path]) -> Iterator[dict]:
     """Removes a stale record, runs the block, then writes the new record last. The yielded dict takes further entries.

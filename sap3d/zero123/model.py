@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 from sap3d.scene import atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
@@ -248,9 +248,9 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
         projection.linear.load_state_dict(load_file(folder / "cc_projection" / _WEIGHTS))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({str(error).splitlines()[0]}); fetch or convert it again") from None
+        raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
     except Exception as error:  # safetensors raises its own class for damaged files
-        raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {str(error).splitlines()[0]}); fetch them again") from None
+        raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
     return Zero123(unet, vae, image_encoder, projection, scheduler).to(device, dtype).eval()
 
 

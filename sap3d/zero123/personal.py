@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 from sap3d.scene import atomic_path
 from sap3d.zero123.model import Zero123, load_zero123
 
@@ -48,7 +48,7 @@ def load_personal(folder: Path, device: str = "cpu", base: Zero123 | None = None
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except Exception as error:
-        raise InputError(f"{path}: damaged personal weights ({str(error).splitlines()[0]}); delete the folder and run stage 2 again") from None
+        raise InputError(f"{path}: damaged personal weights ({first_line(error)}); delete the folder and run stage 2 again") from None
     if metadata.get("base") != weights_hash(model):
         raise InputError(f"{path}: was trained from another base model; use that model or run stage 2 again")
     parameters = dict(model.named_parameters())
