@@ -1,0 +1,351 @@
+"""Stage 2 on a very small random model: cameras as parameters, pairs, schedule, resume, one view, the stage on disk."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from camerabooth import run, training
+from camerabooth.camera_table import CameraTable
+from camerabooth.config import BoothConfig
+from camerabooth.nvs import novel_views, photos_over_white
+from camerabooth.regulariser import choose_regularisers
+from camerabooth.training import PhotoPairs, fit, min_snr_weight, total_steps, trained_parameters
+from sap3d.cameras import Camera, pose_condition, protocol_test_cameras
+from sap3d.errors import InputError
+from sap3d.scene import Scene, file_hash, read_cameras, read_json, write_cameras
+from sap3d.zero123 import load_personal, tiny_random_model
+
+VIEWS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90), "002": Camera.from_degrees(10, 275, 1.7), "003": Camera.from_degrees(-20, 180)}
+FAST = dict(steps=6, steps_per_extra_view=1, batch_size=4, regulariser="random", regulariser_objects=2, regulariser_batch=2, precision="fp32", nvs_steps=2, output_size=32)
+
+
+def photo(k, size=48):
+    """A disc with a coloured wedge that turns with k, RGBA."""
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    image = np.zeros((size, size, 4), np.float32)
+    image[..., 3] = x**2 + y**2 < 0.14
+    image[..., 0] = (np.arctan2(y, x) + 1.7 * k) % (2 * np.pi) / (2 * np.pi)
+    image[..., 2] = 0.2 * k
+    return image
+
+
+PHOTOS = {name: photo(k) for k, name in enumerate(VIEWS)}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_random_model(0).save(folder, torch.float32)
+    return folder
+
+
+@pytest.fixture
+def make_scene(tmp_path, model_folder):
+    def make(views: int, root="root") -> tuple[Scene, BoothConfig]:
+        scene = Scene("T", "o", views, tmp_path / root)
+        for name in list(VIEWS)[:views]:
+            path = scene.root / "dataset/data/train/T/o/images" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((PHOTOS[name] * 255).astype(np.uint8)).save(path)
+        write_cameras(scene.initial_cameras, {name: VIEWS[name] for name in list(VIEWS)[:views]})
+        return scene, BoothConfig(model=str(model_folder), **FAST)
+
+    return make
+
+
+def pairs_of(model, count, mirror=True, regularisers=()):
+    return PhotoPairs(model, photos_over_white({n: PHOTOS[n] for n in list(VIEWS)[:count]}, 64), list(regularisers), mirror)
+
+
+# --- cameras as parameters --------------------------------------------------------------------------------------------
+def test_zero_delta_is_the_identity():
+    table = CameraTable(VIEWS)
+    for name, camera in table.cameras().items():
+        assert camera.center() == pytest.approx(VIEWS[name].center(), abs=1e-12) and camera.fov_rad == VIEWS[name].fov_rad
+    assert float(table.anchor_loss().detach()) == 0
+
+
+def test_table_gives_the_same_condition_as_the_contract():
+    table = CameraTable(VIEWS)
+    index = torch.tensor([(i, j) for i in range(4) for j in range(4)]).T
+    pose = table.pose(index[0], index[1]).detach().numpy()
+    cameras = list(VIEWS.values())
+    assert pose == pytest.approx(np.stack([pose_condition(cameras[i], cameras[j]) for i, j in index.T]), abs=1e-6)
+
+
+def test_mirrored_pairs_have_the_other_azimuth():
+    """A mirror image of a scene is seen by mirrored cameras: azimuth negated, elevation and radius as they were."""
+    table = CameraTable(VIEWS)
+    target, condition = torch.tensor([1, 2, 3]), torch.tensor([0, 1, 2])
+    pose = table.pose(target, condition, torch.ones(3, dtype=torch.bool)).detach().numpy()
+    mirrored = [Camera(c.polar_rad, -c.azimuth_rad, c.radius) for c in VIEWS.values()]
+    assert pose == pytest.approx(np.stack([pose_condition(mirrored[t], mirrored[c]) for t, c in zip(target, condition)]), abs=1e-6)
+    mixed = table.pose(target, condition, torch.tensor([True, False, True])).detach().numpy()
+    assert mixed[0] == pytest.approx(pose[0]) and mixed[1, 1] == pytest.approx(-pose[1, 1])
+
+
+def test_every_parameter_moves_its_camera_but_for_the_gauge():
+    for row in range(4):
+        for column in range(3):
+            table = CameraTable(VIEWS)
+            with torch.no_grad():
+                table.delta[row, column] = 0.1
+            before, after = list(VIEWS.values())[row], list(table.cameras().values())[row]
+            if (row, column) == (0, 1):
+                assert after.center() == pytest.approx(before.center())  # the first view's azimuth stays
+                continue
+            change = (after.polar_rad - before.polar_rad, np.angle(np.exp(1j * (after.azimuth_rad - before.azimuth_rad))), np.log(after.radius / before.radius))
+            assert change == pytest.approx([0.1 * (k == column) for k in range(3)], abs=1e-9)
+
+
+def test_cameras_never_pass_a_pole():
+    table = CameraTable(VIEWS)
+    with torch.no_grad():
+        table.delta[:, 0] = torch.tensor([9.0, -9.0, 3.0, -3.0])
+    assert all(0 < camera.polar_rad < np.pi for camera in table.cameras().values())
+
+
+# --- pairs and schedule -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("count", (2, 3, 4))
+@pytest.mark.parametrize("batch", (1, 3, 4, 16))
+def test_every_ordered_pair_is_used_before_any_repeats(count, batch):
+    data = pairs_of(tiny_random_model(0), count)
+    seen = []
+    for step in range(40):
+        _, _, target, condition, _ = data.photo_batch(np.random.default_rng(step), batch, step)
+        seen += list(zip(target.tolist(), condition.tolist()))
+    every = {(i, j) for i in range(count) for j in range(count) if i != j}
+    for start in range(0, len(seen) - len(every) + 1, len(every)):
+        assert set(seen[start : start + len(every)]) == every
+
+
+def test_batches_hold_the_views_they_name():
+    model = tiny_random_model(0)
+    photos = photos_over_white(PHOTOS, 64)
+    data = pairs_of(model, 4)
+    features, latents, target, condition, mirrored = data.photo_batch(np.random.default_rng(0), 12, 0)
+    assert mirrored.any() and not mirrored.all()
+    for row in range(12):
+        turn = (lambda x: x.flip(-1)) if mirrored[row] else (lambda x: x)
+        assert torch.allclose(latents[row], model.encode_target(turn(photos[target[row]])[None])[0], atol=1e-5)
+        assert torch.allclose(features.concat[row], model.encode_condition(turn(photos[condition[row]])[None]).concat[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", (2, 3, 4, 5, 20))
+def test_schedule_reaches_zero_at_the_last_step_for_every_number_of_views(count):
+    for config in (BoothConfig(), BoothConfig(steps=30, steps_per_extra_view=5)):
+        steps = total_steps(config, count)
+        rates = [training._schedule(step, steps) for step in range(steps)]
+        assert rates[-1] < 0.01 and max(rates) == pytest.approx(1, abs=0.01) and min(rates) >= 0
+        assert np.argmax(rates) <= steps // 10 and (np.diff(rates[np.argmax(rates) :]) <= 0).all()
+        assert np.mean(rates) > 0.4  # most steps do something
+
+
+def test_more_views_get_more_steps():
+    assert [total_steps(BoothConfig(), n) for n in (2, 3, 5)] == [160, 200, 280]
+
+
+def test_min_snr_weights():
+    model = tiny_random_model(0)
+    t = torch.tensor([0, 100, 500, 900])
+    snr = model.snr(t)
+    assert torch.allclose(min_snr_weight(model, t, 5.0), snr.clamp_max(5) / (snr + 1)) and (min_snr_weight(model, t, 0.0) == 1).all()
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+def trained_run(folder, interrupt_at=None, monkeypatch=None, **changes):
+    """``fit`` on three photos; returns (model, table, what fit returned or None)."""
+    config = BoothConfig(**FAST | changes)
+    model, table = tiny_random_model(0), CameraTable({n: VIEWS[n] for n in list(VIEWS)[:3]})
+    regularisers = choose_regularisers(Scene("T", "o", 3), None, "random", 2, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    if interrupt_at is None:
+        return model, table, fit(model, table, pairs_of(model, 3, True, regularisers), config, folder / "checkpoint.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+
+        def update(self, step, note=""):
+            if step == interrupt_at:
+                raise KeyboardInterrupt
+
+        patch.setattr(training.Progress, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, table, pairs_of(model, 3, True, regularisers), config, folder / "checkpoint.pt")
+    return model, table, None
+
+
+@pytest.mark.parametrize("choice", ("unet", "attention", "projection"))
+def test_the_choice_of_trained_tensors_reaches_the_optimiser(tmp_path, choice):
+    model, table, fitted = trained_run(tmp_path, trained=choice)
+    before = dict(tiny_random_model(0).named_parameters())
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed <= set(fitted["trained"]) == set(trained_parameters(model, choice))
+    assert len(changed) > 0.9 * len(fitted["trained"])  # all but what happens to have no gradient
+    assert {"cc_projection.linear.weight", "cc_projection.linear.bias"} <= changed
+    assert (choice != "projection") == any(name.startswith("unet.") for name in changed)
+    assert (choice == "unet") == any("resnets" in name for name in changed)
+    assert not any(name.startswith(("vae.", "image_encoder.")) for name in changed)
+    assert len(fitted["losses"]) == 7 and np.isfinite(fitted["losses"]).all()
+    assert (table.delta.detach()[1:].abs() > 0).all()
+
+
+def test_unknown_choice_is_refused():
+    with pytest.raises(InputError, match="unet, attention or projection"):
+        trained_parameters(tiny_random_model(0), "all")
+
+
+def test_camera_learning_rate_zero_keeps_the_cameras(tmp_path):
+    _, table, _ = trained_run(tmp_path, camera_learning_rate=0.0)
+    assert float(table.delta.detach().abs().max()) == 0
+
+
+@pytest.mark.parametrize("moment", (1, 2, 5, 7))
+def test_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch, moment):
+    model, table, fitted = trained_run(tmp_path / "a")
+    trained_run(tmp_path / "b", moment, monkeypatch)
+    assert (tmp_path / "b/checkpoint.pt").is_file() == (moment > 1)
+    again, table_again, fitted_again = trained_run(tmp_path / "b")
+    assert fitted_again["losses"] == fitted["losses"] and torch.equal(table.delta, table_again.delta)
+    for (name, parameter), other in zip(model.named_parameters(), again.parameters()):
+        assert torch.equal(parameter, other), name
+
+
+def test_training_fits_the_photos(tmp_path):
+    """The loss at fixed noise falls, so that gradients point the right way through the whole chain."""
+    changes = dict(steps=60, learning_rate=3e-3, regulariser="none", regulariser_batch=0, drop_condition=0.0)
+    _, _, fitted = trained_run(tmp_path, **changes)
+    assert np.mean(fitted["losses"][-12:]) < 0.8 * np.mean(fitted["losses"][:12])
+
+
+@pytest.mark.parametrize("content", (b"", b"half", pickle.dumps({"step": 1})))
+def test_damaged_checkpoint(tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(InputError, match="checkpoint.pt: damaged checkpoint"):
+        trained_run(tmp_path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (open, ("stolen.txt", "w"))
+
+
+def test_hostile_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"step": Hostile()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(InputError, match="damaged checkpoint"):
+        trained_run(tmp_path)
+    assert not (tmp_path / "stolen.txt").exists()
+
+
+# --- novel views ------------------------------------------------------------------------------------------------------
+def test_condition_features_are_computed_once(monkeypatch):
+    model = tiny_random_model(0)
+    calls = []
+    original = model.encode_condition
+    monkeypatch.setattr(model, "encode_condition", lambda images: calls.append(len(images)) or original(images))
+    config = BoothConfig(**FAST | {"nvs_batch_size": 10})
+    targets = protocol_test_cameras()
+    found = novel_views(model, photos_over_white(PHOTOS, 64), VIEWS, targets, config)
+    assert calls == [4] and list(found) == list(targets)
+    assert found["083"].shape == (32, 32, 3) and all(0 <= v.min() and v.max() <= 1 for v in found.values())
+
+
+# --- regularisers -----------------------------------------------------------------------------------------------------
+def test_regularisers_resemble_the_photos():
+    from sap3d.regularisers import list_regularisers, load_regularisers
+
+    scene = Scene("T", "o", 1)
+    uid = list_regularisers(scene.regulariser_dir)[7]
+    itself = load_regularisers(scene.regulariser_dir, [uid], 128)[0]
+    photos = torch.from_numpy(itself.over_white()[[3, 9]].copy()).permute(0, 3, 1, 2).float() / 255
+    chosen = choose_regularisers(scene, photos, "similar", 5, 0)
+    assert uid in [item.uid for item in chosen[:2]] and len(chosen) == 5
+    assert choose_regularisers(scene, photos, "none", 5, 0) == []
+    assert [i.uid for i in choose_regularisers(scene, photos, "random", 3, 1)] == [i.uid for i in choose_regularisers(scene, photos, "random", 3, 1)]
+    with pytest.raises(InputError, match="similar"):
+        choose_regularisers(scene, photos, "best", 5, 0)
+
+
+def test_a_list_of_regularisers_beside_the_photos_decides(tmp_path):
+    from sap3d.regularisers import list_regularisers
+
+    scene = Scene("T", "o", 1, tmp_path)
+    uids = list_regularisers(scene.regulariser_dir)[3:5]
+    path = tmp_path / "dataset/data/train/T/o/query_class/query_match_paths.npy"
+    path.parent.mkdir(parents=True)
+    np.save(path, np.array(uids))
+    assert [item.uid for item in choose_regularisers(scene, None, "similar", 8, 0)] == uids
+    np.save(path, np.array(["nobody"]))
+    with pytest.raises(InputError, match="nobody"):
+        choose_regularisers(scene, None, "similar", 8, 0)
+    np.save(path, np.array([Hostile()], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="query_match_paths.npy"):
+        choose_regularisers(scene, None, "similar", 8, 0)
+
+
+# --- the stage on disk ------------------------------------------------------------------------------------------------
+def test_stage(make_scene, capsys):
+    scene, config = make_scene(3)
+    assert run.main(scene, config) == scene.nvs_dir
+    assert sorted(p.name for p in (scene.nvs_dir / "preds").iterdir()) == [f"{k:03d}.png" for k in range(84)]
+    assert sorted(p.name for p in (scene.nvs_dir / "conds").iterdir()) == ["000.png", "001.png", "002.png"]
+    refined = read_cameras(scene.refined_cameras)
+    assert list(refined) == ["000", "001", "002"] and refined["000"].azimuth_deg == pytest.approx(0, abs=1e-6)
+    changes = read_json(scene.personal_dir / "camera_changes.json")
+    assert 0 < changes["001"]["rotation_change_deg"] < 5
+    load_personal(scene.personal_dir, base_folder=config.model)
+    assert not (scene.personal_dir / "checkpoint.pt").exists()
+    records = [read_json(folder / "record.json") for folder in (scene.personal_dir, scene.nvs_dir)]
+    assert [r["config"]["steps"] for r in records] == [6, 6] and all(r["seconds"] > 0 for r in records)
+    capsys.readouterr()
+
+    before = file_hash(scene.nvs_dir), file_hash(scene.personal_dir)
+    run.main(scene, config)
+    assert capsys.readouterr().out.count("skipped") == 2 and before == (file_hash(scene.nvs_dir), file_hash(scene.personal_dir))
+    run.main(scene, BoothConfig(**vars(config) | {"nvs_steps": 3}))  # a setting of the second half only
+    assert capsys.readouterr().out.count("skipped") == 1 and file_hash(scene.personal_dir) == before[1] != file_hash(scene.nvs_dir)
+    run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_one_view_uses_the_base_model(make_scene, capsys):
+    scene, config = make_scene(1)
+    run.main(scene, config)
+    assert "base model" in capsys.readouterr().out
+    assert not (scene.personal_dir / "personal.safetensors").exists()
+    assert read_cameras(scene.refined_cameras)["000"].center() == pytest.approx(VIEWS["000"].center(), abs=1e-5)
+    assert len(list((scene.nvs_dir / "preds").iterdir())) == 84
+
+
+def test_stage_needs_the_cameras_of_stage_1(make_scene):
+    scene, config = make_scene(3)
+    write_cameras(scene.initial_cameras, {"000": VIEWS["000"]})
+    with pytest.raises(InputError, match="no camera for view 001"):
+        run.main(scene, config)
+    scene.initial_cameras.unlink()
+    with pytest.raises(InputError, match="no such camera file"):
+        run.main(scene, config)
+
+
+def test_checkpoint_of_other_settings_is_not_resumed(make_scene, monkeypatch):
+    """A kill, then another call: the outputs must be those of the second call's settings and photos alone."""
+    scene, config = make_scene(3)
+    wanted = BoothConfig(**vars(config) | {"learning_rate": 3e-4})
+    undisturbed, _ = make_scene(3, "other")
+    run.main(undisturbed, wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+
+        def update(self, step, note=""):
+            if step == 5:
+                raise KeyboardInterrupt
+
+        patch.setattr(training.Progress, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            run.main(scene, config)
+    run.main(scene, wanted)
+    assert file_hash(scene.personal_dir / "personal.safetensors") == file_hash(undisturbed.personal_dir / "personal.safetensors")
+    assert file_hash(scene.nvs_dir / "preds") == file_hash(undisturbed.nvs_dir / "preds")
