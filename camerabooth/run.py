@@ -17,7 +17,7 @@ from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
 from sap3d.config import as_dict, resolve_device, stage_arguments
 from sap3d.errors import InputError, cli
 from sap3d.images import contact_sheet, load_input_views, save_image, write_video
-from sap3d.scene import Scene, atomic_dir, completion_record, fingerprint, read_cameras, stage_complete, write_cameras, write_json, write_text
+from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, stage_complete, write_cameras, write_json, write_text
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
              "learning_rate", "camera_learning_rate", "camera_anchor", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision")  # fmt: skip
@@ -33,14 +33,15 @@ def main(scene: Scene, config: BoothConfig) -> Path:
     initial = {name: initial[name] for name in images}
     settings = as_dict(config)
     training_settings = {key: settings[key] for key in _TRAINING}
-    inputs = {"images": scene.train_dir / "images", "masks": scene.train_dir / "masks", "cameras": scene.initial_cameras}
+    base = Path(config.model) if config.model else BUNDLED_ZERO123
+    inputs = {"images": scene.train_dir / "images", "masks": scene.train_dir / "masks", "cameras": scene.initial_cameras, "model": base}
     record = scene.personal_dir / "record.json"
     if stage_complete(record, training_settings, inputs, [scene.refined_cameras]):
         print(f"camerabooth: {scene.personal_dir} is complete, skipped")
     else:
         with completion_record(record, "camerabooth training", training_settings, inputs) as extra:
             train(scene, config, images, initial, fingerprint(training_settings, inputs), extra)
-    inputs = {"images": inputs["images"], "masks": inputs["masks"], "cameras": scene.refined_cameras, "personal": scene.personal_dir / "personal.safetensors"}
+    inputs = {"images": inputs["images"], "masks": inputs["masks"], "model": base, "cameras": scene.refined_cameras, "personal": scene.personal_dir / "personal.safetensors"}
     record = scene.nvs_dir / "record.json"
     if stage_complete(record, settings, inputs, [scene.nvs_dir / "preds"]):
         print(f"camerabooth: {scene.nvs_dir} is complete, skipped")

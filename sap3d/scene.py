@@ -29,6 +29,7 @@ from sap3d.cameras import Camera
 from sap3d.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+BUNDLED_ZERO123 = REPOSITORY / "sap3d" / "weights" / "tiny" / "zero123"  # the small model; here so that its hash needs no PyTorch
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

@@ -1,6 +1,7 @@
 """Stage 2 on a very small random model: cameras as parameters, pairs, schedule, resume, one view, the stage on disk."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,9 +36,9 @@ def photo(k, size=48):
 PHOTOS = {name: photo(k) for k, name in enumerate(VIEWS)}
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "models" / "tiny"
     tiny_random_model(0).save(folder, torch.float32)
     return folder
 
@@ -307,6 +308,9 @@ def test_stage(make_scene, capsys):
     assert capsys.readouterr().out.count("skipped") == 2 and before == (file_hash(scene.nvs_dir), file_hash(scene.personal_dir))
     run.main(scene, BoothConfig(**vars(config) | {"nvs_steps": 3}))  # a setting of the second half only
     assert capsys.readouterr().out.count("skipped") == 1 and file_hash(scene.personal_dir) == before[1] != file_hash(scene.nvs_dir)
+    run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
+    assert "skipped" not in capsys.readouterr().out
+    tiny_random_model(1).save(Path(config.model), torch.float32)  # another base model in the same place
     run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
     assert "skipped" not in capsys.readouterr().out
 

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
 from sap3d.errors import InputError, first_line
-from sap3d.scene import atomic_dir, write_json
+from sap3d.scene import BUNDLED_ZERO123, atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
 
-BUNDLED = Path(__file__).resolve().parent.parent / "weights" / "tiny" / "zero123"
+BUNDLED = BUNDLED_ZERO123
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchPCAAutoencoder": PatchPCAAutoencoder}
 

@@ -31,7 +31,7 @@ def save_personal(path: Path, model: Zero123, trained: list[str], base_hash: str
     parameters = dict(model.named_parameters())
     tensors = {name: parameters[name].detach().cpu().contiguous().to(torch.float16) for name in trained}
     with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata={"base": base_hash, "format": "sap3d personal 1"})
+        save_file(tensors, temporary, metadata={"base": base_hash})  # one entry: the order of several is random in the file
 
 
 def load_personal(folder: Path, device: str = "cpu", base: Zero123 | None = None, base_folder: Path | None = None) -> Zero123:
