@@ -36,7 +36,7 @@ class Consistency:
     FEATURE_TOLERANCE = 0.0  # centred cosine at which agreement turns into contradiction
     ELEMENTS = 6_000_000  # points x views worked on at once
 
-    def __init__(self, images: list[np.ndarray], rays_side: int = 28, depths: int = 36):
+    def __init__(self, images: list[np.ndarray], rays_side: int = 20, depths: int = 32):
         self.views, size = len(images), self.SIZE
         small = np.stack([resize(image, size) for image in images])
         alpha = torch.from_numpy(small[..., 3])
