@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import sap3d.compat  # noqa: F401  (before diffusers and transformers)
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
@@ -26,6 +27,7 @@ from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
 
 BUNDLED = BUNDLED_ZERO123
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+diffusers_logging.disable_progress_bar()  # a bar for the shards of a small file tells nobody anything
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchPCAAutoencoder": PatchPCAAutoencoder}
 
 
