@@ -9,7 +9,7 @@ import torch
 
 from sap3d.cameras import FOV_RAD, protocol_test_cameras, turntable_cameras
 from sap3d.images import composite_white, contact_sheet, save_image, write_video
-from sap3d.mesh_render import load_mesh, render_rgba
+from sap3d.mesh_render import Lighting, load_mesh, render_rgba
 from sap3d.progress import Progress
 from sap3d.scene import Scene, atomic_dir
 
@@ -62,7 +62,8 @@ def export_mesh(scene: Scene, config: ReconConfig, recon: Reconstruction, views:
     meshes.write_obj(folder, mesh)
     meshes.write_glb(folder / "model.glb", mesh)
     poses = [camera.camera_from_world() for camera in turntable_cameras(6)]
-    preview = render_rgba(load_mesh(folder / "model.obj"), poses, FOV_RAD, 192)
+    unlit = Lighting(1.0, (), ())  # the texture holds the photos' light already
+    preview = render_rgba(load_mesh(folder / "model.obj"), poses, FOV_RAD, 192, lighting=unlit)
     save_image(folder / "mesh.png", contact_sheet([[composite_white(image) for image in preview]], size=192))
     return {
         "vertices": len(vertices),

@@ -45,9 +45,7 @@ class Field(torch.nn.Module, ABC):
         epsilon = epsilon or self.voxel_size()
         offsets = epsilon * torch.eye(3, device=points.device, dtype=points.dtype)
         sides = torch.cat([points[None] + offsets[:, None], points[None] - offsets[:, None]]).reshape(-1, 3)
-        # Saturated densities have no useful slope; opacity over one step has.
-        opacity = 1 - torch.exp(-self.density(sides) * epsilon)
-        forward, backward = opacity.reshape(2, 3, -1)
+        forward, backward = self.density(sides).reshape(2, 3, -1)
         return F.normalize((backward - forward).T, dim=-1, eps=1e-8)
 
 

@@ -8,6 +8,7 @@ from typing import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from sap3d.cameras import Camera
@@ -61,9 +62,11 @@ def carve(occupancy: Occupancy, depths: Mapping[str, torch.Tensor], cameras: Map
         pose = torch.from_numpy(camera.camera_from_world()).float().to(bounds.device)
         local = chosen @ pose[:, :3].T + pose[:, 3]
         half = -local[:, 2] * float(np.tan(camera.fov_rad / 2))
-        column = ((local[:, 0] / half + 1) * (size / 2)).long().clamp(0, size - 1)
-        row = ((1 - local[:, 1] / half) * (size / 2)).long().clamp(0, size - 1)
-        in_front = ((depth[row, column] - local.norm(dim=1)) / (3 * spacing)).clamp(-1, 1)
+        column = ((local[:, 0] / half + 1) * (size / 2) - 0.5).floor().long().clamp(0, size - 2)
+        row = ((1 - local[:, 1] / half) * (size / 2) - 0.5).floor().long().clamp(0, size - 2)
+        # The nearest of the four pixels around the point: a single one misjudges slanted surfaces and outlines.
+        nearest = -F.max_pool2d(-depth[None, None], 2, 1)[0, 0]
+        in_front = ((nearest[row, column] - local.norm(dim=1)) / (3 * spacing)).clamp(-1, 1)
         second = torch.maximum(second, torch.minimum(in_front, first))
         first = torch.maximum(first, in_front)
     values[rows] = -second
@@ -222,7 +225,8 @@ def write_glb(path: Path, mesh: TexturedMesh) -> None:
     if mesh.uv is None:
         visual = trimesh.visual.ColorVisuals(vertex_colors=to_uint8(mesh.colours))
     else:
-        material = trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(to_uint8(mesh.texture)), metallicFactor=0.0, roughnessFactor=1.0)
+        texture = Image.fromarray(to_uint8(mesh.texture))
+        material = trimesh.visual.material.PBRMaterial(baseColorTexture=texture, baseColorFactor=[255] * 4, metallicFactor=0.0, roughnessFactor=1.0)
         visual = trimesh.visual.TextureVisuals(uv=mesh.uv, material=material)
     shape = trimesh.Trimesh(mesh.vertices @ Y_UP_FROM_Z_UP.T, mesh.faces, visual=visual, process=False)
     with atomic_path(path) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 from typing import Mapping
@@ -52,7 +53,8 @@ class Reconstruction:
         else:
             self.margin, bounds = config.hull_margin_most, whole
             allowed = torch.ones((config.occupancy_cells,) * 3, dtype=torch.bool)
-        self.cameras = table.to(device)
+        self.start_cameras = table.to(device)
+        self.cameras = copy.deepcopy(self.start_cameras)
         self.cameras.delta.requires_grad_(config.refine_cameras)
         self.occupancy = Occupancy(bounds.to(device), allowed.to(device))
         colours = np.concatenate([image[image[..., 3] > 0.5][:, :3] for image in self.images])
@@ -132,7 +134,7 @@ class Reconstruction:
         if config.refine_cameras:
             groups.append({"params": [self.cameras.delta], "base": config.camera_rate})
         self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-        self.photo_pixels = self._in_reach(pixel_bank(self.images, config.photo_sizes[level]).to(self.device), self.cameras)
+        self.photo_pixels = self._in_reach(pixel_bank(self.images, config.photo_sizes[level]).to(self.device), self.start_cameras)
         if self.novel_cameras is not None:
             self.novel = self._in_reach(self.novel_all, self.novel_cameras)
 

@@ -94,7 +94,8 @@ class Silhouettes:
     """How far a point lies outside the photos' silhouettes.
 
     ``excess(points)`` is the largest of the distances, in world units, between the point's projection and the mask over all
-    photos: 0 inside the visual hull. A point that a photo does not frame is not judged by it.
+    photos: 0 inside the visual hull. A photo whose mask touches the border says nothing about points that it does not frame;
+    any other shows the whole object, so that what lies out of its frame is not object.
     """
 
     def __init__(self, images: list[np.ndarray], cameras: CameraTable, size: int = 128):
@@ -103,6 +104,7 @@ class Silhouettes:
         masks = [resize(image, min(size, image.shape[0]))[..., 3] for image in images]
         distances = [distance_transform_edt(mask < 0.1) * (2.0 / len(mask)) for mask in masks]  # unit: half an image
         self.distance = [torch.from_numpy(d.astype(np.float32))[None, None] for d in distances]
+        self.cropped = [max(m[0].max(), m[-1].max(), m[:, 0].max(), m[:, -1].max()) > 0.1 for m in masks]
         self.masks, self.cameras = masks, cameras
 
     @torch.no_grad()
@@ -113,9 +115,12 @@ class Silhouettes:
             local = (points - center[k]) @ rotation[k]
             scale = -local[:, 2] * self.cameras.tangent[k]  # half an image at the point's depth, world units
             grid = torch.stack([local[:, 0], -local[:, 1]], -1) / scale.clamp_min(1e-6)[:, None]
-            inside = (grid.abs() <= 1).all(-1) & (scale > 0)
             found = F.grid_sample(distance, grid.view(1, -1, 1, 2), align_corners=False, padding_mode="border").view(-1)
-            worst = torch.maximum(worst, torch.where(inside, found * scale, torch.zeros_like(found)))
+            if self.cropped[k]:
+                found = torch.where((grid.abs() <= 1).all(-1) & (scale > 0), found, torch.zeros_like(found))
+            else:
+                found = found + (grid.abs() - 1).clamp(0, 2).norm(dim=-1)
+            worst = torch.maximum(worst, found * scale.clamp_min(0))
         return worst
 
     @torch.no_grad()

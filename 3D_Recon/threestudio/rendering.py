@@ -65,7 +65,7 @@ class Occupancy:
         self.resolution = torch.tensor(allowed.shape, device=bounds.device)
         self.cell = (bounds[1] - bounds[0]) / self.resolution
         self.occupied = allowed.clone()
-        self.floor = torch.zeros_like(allowed, dtype=torch.float32)  # a lower bound of the density in the cell
+        self.floor = torch.zeros_like(allowed, dtype=torch.float32)  # half the least density found in the cell
 
     @torch.no_grad()
     def update(self, field: Field) -> None:
@@ -81,8 +81,7 @@ class Occupancy:
         dense[self.allowed] = highest
         self.occupied = (F.max_pool3d(dense[None, None], 3, 1, 1)[0, 0] > self.threshold) & self.allowed
         self.floor = torch.zeros_like(dense)
-        self.floor[self.allowed] = lowest
-        self.floor = -F.max_pool3d(-self.floor[None, None], 3, 1, 1)[0, 0]
+        self.floor[self.allowed] = 0.5 * lowest
 
     def flat_index(self, origins, directions, distance) -> torch.Tensor:
         """Index (R, K) of the cells in which the points at ``distance`` (R, K) along rays (R, 3) lie."""

@@ -1,0 +1,232 @@
+"""Stage 3: hull, score distillation in tiles, and whole tiny runs: resume, switches, bad input."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from recon_scenes import CAMERAS, RADIUS, box, full_occupancy, random_field, sphere_image, write_sphere_scene
+
+from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.errors import InputError
+from sap3d.images import composite_white, load_rgb
+from sap3d.scene import Scene, write_cameras
+from sap3d.zero123 import tiny_random_model
+
+config_module = importlib.import_module("3D_Recon.threestudio.config")
+launch = importlib.import_module("3D_Recon.threestudio.launch")
+optimise = importlib.import_module("3D_Recon.threestudio.optimise")
+photos = importlib.import_module("3D_Recon.threestudio.photos")
+prior = importlib.import_module("3D_Recon.threestudio.prior")
+rendering = importlib.import_module("3D_Recon.threestudio.rendering")
+
+TINY = dict(
+    steps=30, grid=[12, 20], level_starts=[0.0, 0.5], photo_sizes=[16, 32], rays=256, warm_start_rays=64, warm_start_size=16, occupancy_cells=16,
+    render_size=16, turntable_frames=2, turntable_size=32, mesh_cells=32, mesh_faces=800, texture_size=64, sds_every=5, device="cpu",
+)  # fmt: skip
+
+
+def tiny_config(**changes):
+    return config_module.ReconConfig(**{**TINY, **changes})
+
+
+PHOTOS = {name: sphere_image(camera) for name, camera in CAMERAS.items()}
+NOVEL = {name: composite_white(sphere_image(camera, 16)) for name, camera in list(protocol_test_cameras().items())[::12]}
+
+
+def reconstruction(**changes):
+    return optimise.Reconstruction(PHOTOS, CAMERAS, tiny_config(**changes), NOVEL, tiny_random_model())
+
+
+def test_hull_holds_the_object_and_little_else():
+    silhouettes = photos.Silhouettes(list(PHOTOS.values()), photos.CameraTable(CAMERAS))
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(4000, 3, generator=generator) * 1.1 - 0.55
+    excess = silhouettes.excess(points)
+    inside = points.norm(dim=-1) < RADIUS
+    assert excess[inside].max() < 0.01
+    assert (excess[points.norm(dim=-1) > RADIUS + 0.25] > 0.03).float().mean() > 0.9
+    bounds = photos.hull_bounds(silhouettes, 0.55, 0.01)
+    assert (bounds[0] < -RADIUS).all() and (bounds[1] > RADIUS).all()
+
+
+def test_margin_grows_with_camera_errors():
+    margins = []
+    for error in (0, 6, 12):
+        cameras = {**CAMERAS, "001": Camera.from_degrees(30 + error, 90 + error, 1.5 + error / 60)}
+        silhouettes = photos.Silhouettes(list(PHOTOS.values()), photos.CameraTable(cameras))
+        margins.append(silhouettes.margin(box(0.55), 0.001, 0.15))
+    assert margins[0] < margins[1] < margins[2] and margins[0] < 0.02
+
+
+def test_cropped_photos_do_not_carve_outside_their_frame():
+    whole, cropped = np.zeros((32, 32, 4), np.float32), np.zeros((32, 32, 4), np.float32)
+    whole[8:24, 8:24] = 1
+    cropped[:, 8:] = 1
+    point = torch.tensor([[0.0, 1.2, 0.0]])  # right of the picture of a camera at azimuth 0
+    for image, judged in ((whole, True), (cropped, False)):
+        silhouettes = photos.Silhouettes([image], photos.CameraTable({"000": Camera.from_degrees(0, 0)}))
+        assert (silhouettes.excess(point).item() > 0.1) == judged
+
+
+@pytest.mark.parametrize("residual", ["latent", "image"])
+@pytest.mark.parametrize("condition", ["near", "mean"])
+def test_tiled_distillation_equals_plain(residual, condition):
+    config = tiny_config(sds_residual=residual, sds_condition=condition)
+    model = tiny_random_model()
+    guidance = prior.Guidance(model, PHOTOS, CAMERAS, config)
+    generator = torch.Generator().manual_seed(3)
+    camera = guidance.random_camera(generator)
+    origins, directions = prior.camera_rays(camera, model.image_size)
+    occupancy = full_occupancy(box())
+    gradients = []
+    for tile in (None, 100):
+        field = random_field()
+        colour = rendering.render(field, occupancy, origins, directions).colour
+        image = colour.T.reshape(1, 3, model.image_size, model.image_size)
+        generator.manual_seed(4)
+        gradient = guidance.gradient(image, camera, 0.5, generator)
+        assert gradient.shape == image.shape and gradient.abs().max() > 0
+        if tile is None:
+            (image * gradient).sum().backward()
+        else:
+            rows = gradient.view(3, -1).T
+            prior.backward_in_tiles(lambda o, d: rendering.render(field, occupancy, o, d), origins, directions, rows, tile)
+        gradients.append(field.values.grad)
+    assert torch.allclose(*gradients, atol=1e-5 * gradients[0].abs().max().item())
+
+
+def test_latent_gradient_is_that_of_the_published_loss():
+    config = tiny_config(sds_residual="latent", sds_condition="first")
+    model = tiny_random_model()
+    guidance = prior.Guidance(model, PHOTOS, CAMERAS, config)
+    camera = Camera.from_degrees(10, 50)
+    image = torch.rand(1, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+    found = guidance.gradient(image, camera, 0.3, torch.Generator().manual_seed(9))
+
+    generator = torch.Generator().manual_seed(9)
+    low, high = (a + (b - a) * 0.3 for a, b in zip(config.sds_t_start, config.sds_t_end))
+    t = torch.tensor([round((low + (high - low) * float(torch.rand(1, generator=generator))) * model.num_timesteps)])
+    torch.multinomial(torch.tensor([1.0, 0, 0]), 1, generator=generator)
+    image.requires_grad_(True)
+    latent = model.encode_target(image)
+    noise = torch.randn(latent.shape, generator=generator)
+    noisy = model.add_noise(latent, noise, t).detach()
+    pose = torch.from_numpy(prior.pose_condition(camera, CAMERAS["000"]))[None].float()
+    with torch.no_grad():
+        out = model.predict_guided(noisy, t, guidance.features[[0]], pose, config.guidance_scale)
+        residual = model.predicted_noise(out, noisy, t) - noise
+    loss = ((1 - model.alphas_cumprod[t]) * residual * latent).sum()
+    (expected,) = torch.autograd.grad(loss, image)
+    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_prior_counts_less_where_photos_see():
+    run = reconstruction(sds=False, steps=60)
+    run.guidance = None
+    run.run()
+    seeing = prior.count_seeing(run.field, run.occupancy, run.cameras)
+    weights = []
+    for camera in (CAMERAS["001"], Camera.from_degrees(-60, 300)):
+        origins, directions = prior.camera_rays(camera, 24)
+        seen = rendering.render(run.field, run.occupancy, origins, directions)
+        weight = prior.prior_weight(seen, origins, directions, run.occupancy, seeing, 0.1)
+        weights.append(weight[seen.opacity > 0.9].mean().item())
+    assert weights[0] < 0.45 < 0.6 < weights[1]
+
+
+def test_optimisation_learns_the_sphere():
+    run = reconstruction(steps=120)
+    run.run()
+    for name in ("000", "036"):
+        expected = composite_white(sphere_image(protocol_test_cameras()[name], 32))
+        found = importlib.import_module("3D_Recon.threestudio.views").render_view(run.field, run.occupancy, protocol_test_cameras()[name], 32)
+        assert np.mean((found.colour.numpy() - expected) ** 2) < 0.012
+
+
+def test_resume_equals_an_undisturbed_run(tmp_path):
+    whole = reconstruction(refine_cameras=True)
+    whole.run()
+
+    class Killed(Exception):
+        pass
+
+    def kill(run):
+        if run.step in (7, 22):
+            run.save(tmp_path / "last.pt", "id")
+        if run.step == stop:
+            raise Killed
+
+    for stop in (9, 24):
+        run = reconstruction(refine_cameras=True)
+        run.resume(tmp_path / "last.pt", "id")
+        with pytest.raises(Killed):
+            run.run(on_step=kill)
+    last = reconstruction(refine_cameras=True)
+    last.resume(tmp_path / "last.pt", "id")
+    assert last.step == 22
+    last.run(tmp_path / "last.pt", "id")
+    assert torch.equal(last.field.values, whole.field.values) and torch.equal(last.cameras.delta, whole.cameras.delta)
+    assert last.cameras.delta.abs().max() > 0 and last.cameras.delta[0, 1] == 0
+    finished = reconstruction(refine_cameras=True)
+    finished.resume(tmp_path / "last.pt", "id")
+    finished.run()
+    assert torch.equal(finished.field.values, whole.field.values) and torch.equal(finished.occupancy.occupied, whole.occupancy.occupied)
+
+
+def test_foreign_and_damaged_checkpoints_are_not_used(tmp_path):
+    run = reconstruction(steps=2)
+    run.run(tmp_path / "last.pt", "one")
+    other = reconstruction(steps=2)
+    assert other.resume(tmp_path / "last.pt", "two") == 0 and other.step == 0
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:500])
+    assert other.resume(tmp_path / "last.pt", "one") == 0 and other.step == 0
+
+
+def test_stage_writes_its_outputs_and_is_then_skipped(tmp_path, capsys):
+    scene = write_sphere_scene(tmp_path)
+    config = tiny_config(sds=False)
+    assert launch.main(scene, config) == scene.mesh_dir
+    renders = sorted((scene.nerf_dir / "save" / "rgb_pred").iterdir())
+    assert [p.stem for p in renders] == list(protocol_test_cameras()) and load_rgb(renders[0]).shape == (16, 16, 3)
+    assert (scene.nerf_dir / "save" / "turntable.mp4").stat().st_size > 500
+    record = json.loads((scene.mesh_dir / "record.json").read_text())
+    assert record["faces"] <= 800 and record["extent"][2] == pytest.approx(2 * RADIUS, abs=0.2)
+    before = (scene.mesh_dir / "model.obj").stat().st_mtime_ns
+    capsys.readouterr()
+    launch.main(scene, config)
+    assert "done already" in capsys.readouterr().out and (scene.mesh_dir / "model.obj").stat().st_mtime_ns == before
+    launch.main(scene, tiny_config(sds=False, texture="vertex"))  # another output, the same optimisation
+    assert not list(scene.root.rglob(".*")), "temporary files were left behind"
+
+
+@pytest.mark.parametrize("changes", [dict(photos=False, sds=False), dict(warm_start=False, views=1), dict(warm_start=False, sds=False, views=1)])
+def test_switches_and_a_single_photo(tmp_path, changes):
+    views = changes.pop("views", 3)
+    names = list(CAMERAS)[:views]
+    config = tiny_config(steps=12, **changes)
+    run = optimise.Reconstruction({n: PHOTOS[n] for n in names}, CAMERAS, config, NOVEL if config.warm_start else None, tiny_random_model() if config.sds else None)
+    run.run()
+    assert run.step == 12 and torch.isfinite(run.field.values).all()
+
+
+def test_bad_inputs_are_one_line(tmp_path):
+    scene = write_sphere_scene(tmp_path)
+    config = tiny_config(sds=False)
+    with pytest.raises(InputError, match="no such camera file"):
+        launch.main(Scene("tiny", "ball", 2, tmp_path), config)
+    with pytest.raises(InputError, match="no such camera file"):
+        launch.main(scene, tiny_config(cameras=str(tmp_path / "absent.yaml")))
+    (scene.nvs_dir / "preds" / "050.png").unlink()
+    with pytest.raises(InputError, match="050.png is missing"):
+        launch.main(scene, config)
+    write_cameras(scene.refined_cameras, {"000": CAMERAS["000"]})
+    with pytest.raises(InputError, match="no camera for view 001, 002"):
+        launch.main(scene, tiny_config(sds=False, warm_start=False))
+    with pytest.raises(InputError, match="4 views were asked for"):
+        launch.main(Scene("tiny", "ball", 4, tmp_path), config)
+    for changes in (dict(grid=[8]), dict(steps=0), dict(sds_condition="best"), dict(level_starts=[0.2, 0.5]), dict(photos=False, sds=False, warm_start=False)):
+        with pytest.raises(InputError):
+            launch.main(scene, tiny_config(**changes))
+    assert not scene.nerf_dir.exists() or not (scene.nerf_dir / "record.json").exists()

@@ -1,0 +1,163 @@
+"""Stage 3: volume rendering against closed forms, and the fast renderers against the plain one."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from recon_scenes import box, full_occupancy, random_field, random_rays, solid_field
+
+from sap3d.cameras import Camera, rays
+
+fields = importlib.import_module("3D_Recon.threestudio.fields")
+rendering = importlib.import_module("3D_Recon.threestudio.rendering")
+views = importlib.import_module("3D_Recon.threestudio.views")
+prior = importlib.import_module("3D_Recon.threestudio.prior")
+photos = importlib.import_module("3D_Recon.threestudio.photos")
+regularisers = importlib.import_module("3D_Recon.threestudio.regularisers")
+
+
+@pytest.mark.parametrize("density", [0.5, 3.0, 30.0])
+def test_uniform_slab_follows_beer_lambert(density):
+    colour = torch.tensor([0.2, 0.5, 0.8])
+    field = fields.DenseGrid(box(), 8**3, density, colour)
+    origin, direction = torch.tensor([[-1.5, 0.1, -0.2]]), torch.tensor([[1.0, 0.0, 0.0]])
+    step = 1 / 512
+    seen = rendering.render(field, full_occupancy(box()), origin, direction, step, stop=0)
+    opacity = 1 - np.exp(-density)
+    assert seen.opacity.item() == pytest.approx(opacity, abs=1e-4)
+    assert torch.allclose(seen.colour[0], colour * opacity + (1 - opacity), atol=1e-4)
+    mean = 1 + 1 / density - np.exp(-density) / (1 - np.exp(-density))  # of an exponential distribution cut off at length 1
+    assert seen.depth.item() == pytest.approx(mean, abs=2e-3)
+
+
+def test_rays_that_miss_the_box_are_white():
+    field = random_field()
+    origin = torch.tensor([[0.0, -1.5, 3.0], [0.0, -1.5, 0.0]])
+    direction = torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
+    seen = rendering.render(field, full_occupancy(box()), origin, direction)
+    assert torch.equal(seen.colour, torch.ones(2, 3)) and torch.equal(seen.opacity, torch.zeros(2))
+
+
+@pytest.mark.parametrize("jitter", [False, True])
+def test_fast_equals_reference_in_values_and_gradients(jitter):
+    origins, directions = random_rays(64)
+    target = torch.rand(64, 5, generator=torch.Generator().manual_seed(1))
+    results = []
+    for plain in (False, True):
+        field = random_field()
+        occupancy = full_occupancy(box(), 8)
+        occupancy.allowed[2:5, 3:, :4] = False
+        occupancy.occupied = occupancy.allowed.clone()
+        generator = torch.Generator().manual_seed(5) if jitter else None
+        if plain:
+            seen = rendering.render_reference(field, origins, directions, 0.03, generator, occupancy)
+        else:
+            seen = rendering.render(field, occupancy, origins, directions, 0.03, generator, stop=0)
+        everything = torch.cat([seen.colour, seen.opacity[:, None], seen.depth[:, None]], 1)
+        (everything * target).sum().backward()
+        results.append((everything.detach(), field.values.grad))
+    assert torch.allclose(results[0][0], results[1][0], atol=2e-5)
+    assert torch.allclose(results[0][1], results[1][1], atol=2e-5 * results[1][1].abs().max().item() + 1e-7)
+
+
+def test_skipping_and_stopping_change_little():
+    field = solid_field(lambda p: p.norm(dim=-1) - 0.35, 32**3)
+    occupancy = full_occupancy(field.bounds, 24)
+    occupancy.update(field)
+    assert occupancy.occupied.float().mean() < 0.4
+    origins, directions = random_rays(256)
+    fast = rendering.render(field, occupancy, origins, directions, 0.01)
+    plain = rendering.render_reference(field, origins, directions, 0.01)
+    assert len(fast.ray) < 0.3 * len(plain.ray)
+    assert torch.allclose(fast.colour, plain.colour, atol=4e-3) and torch.allclose(fast.opacity, plain.opacity, atol=4e-3)
+
+
+def test_whole_view_equals_rays_and_sees_the_sphere():
+    field = solid_field(lambda p: p.norm(dim=-1) - 0.35, 48**3)
+    occupancy = full_occupancy(field.bounds, 24)
+    occupancy.update(field)
+    camera = Camera.from_degrees(20, 130)
+    view = views.render_view(field, occupancy, camera, 48, normals=True)
+    origins, directions = prior.camera_rays(camera, 48)
+    expected = rendering.render(field, occupancy, origins, directions)
+    assert torch.allclose(view.colour.view(-1, 3), expected.colour, atol=4e-3)
+    assert torch.allclose(view.opacity.view(-1), expected.opacity, atol=4e-3)
+    centre = (24, 24)
+    assert view.depth[centre].item() == pytest.approx(1.5 - 0.35, abs=0.02)
+    assert torch.isinf(view.depth[0, 0]) and view.opacity[0, 0] == 0
+    towards_camera = torch.from_numpy(camera.center() / camera.radius).float()
+    assert (view.normal[centre] @ towards_camera).item() > 0.98
+
+
+def test_view_of_an_empty_field_is_white():
+    field = fields.DenseGrid(box(), 8**3, 1e-6)
+    occupancy = full_occupancy(box())
+    occupancy.update(field)
+    assert not occupancy.occupied.any()
+    view = views.render_view(field, occupancy, Camera.from_degrees(0, 0), 16, normals=True)
+    assert torch.equal(view.colour, torch.ones(16, 16, 3)) and torch.isinf(view.depth).all()
+
+
+def test_distortion_equals_the_double_sum():
+    generator = torch.Generator().manual_seed(0)
+    ray = torch.tensor([0, 0, 0, 2, 2, 3])
+    weight = torch.rand(6, generator=generator)
+    distance = torch.tensor([1.0, 1.2, 1.9, 0.3, 0.9, 2.0])
+    empty = torch.zeros(4)
+    found = regularisers.distortion(rendering.Rendering(torch.zeros(4, 3), empty, empty, ray, distance, weight), 4)
+    pairs = weight[:, None] * weight[None] * (distance[:, None] - distance[None]).abs() * (ray[:, None] == ray[None])
+    assert found.item() == pytest.approx(pairs.sum().item() / 4, rel=1e-5)
+
+
+def test_variation_gradient_equals_automatic_differentiation():
+    weights, limits = torch.tensor([0.3, 0.7]), torch.tensor([0.5, 5.0])
+    values = torch.nn.Parameter(torch.randn(1, 2, 4, 5, 6, generator=torch.Generator().manual_seed(0)))
+    loss = 0.0
+    for axis in (2, 3, 4):
+        difference = torch.diff(values, dim=axis)
+        for c in range(2):
+            loss = loss + weights[c] * torch.nn.functional.huber_loss(difference[:, c], torch.zeros_like(difference[:, c]), reduction="sum", delta=float(limits[c]))
+    (expected,) = torch.autograd.grad(loss, values)
+    values.grad = torch.zeros_like(values)
+    regularisers.add_variation_gradient(values, weights, limits)
+    assert torch.allclose(values.grad, expected, atol=1e-6)
+
+
+def test_growing_the_grid_keeps_the_function():
+    field = random_field(3)
+    points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    before = field(points)
+    count = field.values.shape[2] * 2 - 1  # every old vertex is a new one too
+    field.refine(int(round((1 / (1 / (count - 1))) ** 3)))
+    assert field.values.shape[2] == count
+    after = field(points)
+    assert torch.allclose(before[0], after[0], rtol=0.05, atol=2.0) and torch.allclose(before[1], after[1], atol=0.15)
+    vertices = torch.tensor([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5], [0.0, 0.0, 0.0]])
+    assert torch.allclose(field.density(vertices), random_field(3).density(vertices), atol=1e-3)
+
+
+def test_wrong_shapes_raise():
+    with pytest.raises(ValueError, match="points must be"):
+        random_field()(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("elevation,azimuth", [(0, 0), (30, 90), (-45, 200), (89, 300)])
+def test_camera_table_agrees_with_the_conventions(elevation, azimuth):
+    camera = Camera.from_degrees(elevation, azimuth, 1.3)
+    table = photos.CameraTable({"000": camera})
+    local = photos.pixel_grid(5)
+    origins, directions = table.rays(local, torch.zeros(25, dtype=torch.long))
+    expected = rays(camera.camera_from_world(), camera.fov_rad, 5, 5)
+    assert np.allclose(origins.detach(), expected[0].reshape(-1, 3), atol=1e-5)
+    assert np.allclose(directions.detach(), expected[1].reshape(-1, 3), atol=1e-5)
+
+
+def test_camera_corrections_keep_the_gauge():
+    table = photos.CameraTable({"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90)})
+    assert table.current()["001"].azimuth_deg == pytest.approx(90, abs=1e-4)
+    table.delta.data[:] = 0.1
+    current = table.current()
+    assert current["000"].azimuth_deg == pytest.approx(0, abs=1e-4)
+    assert current["001"].azimuth_deg == pytest.approx(90 + np.rad2deg(0.1), abs=1e-3)
+    assert current["000"].radius == pytest.approx(1.6, abs=1e-5)
