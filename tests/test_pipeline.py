@@ -1,0 +1,157 @@
+"""The whole pipeline on one tiny object: what comes out, a second run, kills and resumes, one view, many objects."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sap3d.mesh_load import load_mesh
+from sap3d.results import load_results
+from sap3d.scene import REPOSITORY, Scene, file_hash, read_cameras, read_json
+from tests.tiny_scene import ALL_SETTINGS, OBJECT, TYPE, make_tiny_object
+
+HEADLINE_KEYS = {
+    "NAME", "CD", "IOU", "F1_01", "F1_02", "F1_03", "Rotation Error", "Elevation", "Azimuth", "Radius",
+    "2d_psnr_mean", "2d_ssim_mean", "2d_lpips_mean", "3d_psnr_mean", "3d_ssim_mean", "3d_lpips_mean",
+}  # fmt: skip
+
+
+def environment(root) -> dict:
+    return {**os.environ, "ROOT_DIR": str(root), "PYTHON": sys.executable}
+
+
+def command(views=3, *more) -> list[str]:
+    return ["sh", str(REPOSITORY / "run_pipeline.sh"), TYPE, OBJECT, str(views), "0", *ALL_SETTINGS, *more]
+
+
+def run(root, views=3, cwd=None) -> str:
+    done = subprocess.run(command(views), env=environment(root), cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def outputs(root: Path) -> dict[str, str]:
+    """Hash of every output, without what holds times: records, logs, checkpoints, and hidden files that a kill leaves behind."""
+    found = {}
+    for path in sorted(p for top in ("camerabooth", "3D_Recon", "results") for p in (root / top).rglob("*") if p.is_file()):
+        name = str(path.relative_to(root))
+        if "record" in path.name or path.name.startswith(".") or path.suffix in (".pt", ".log") or path.name in ("results.json", "table.md", "table.csv"):
+            continue
+        found[name] = file_hash(path)
+    return found
+
+
+def figures(scene: Scene) -> dict:
+    result = load_results(scene.results_dir / "results.json")
+    return {key: value for key, value in result.items() if key not in ("seconds", "stages", "peak_memory_mb")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(scene, what was printed): one run from start to end, from another directory and with a relative ROOT_DIR."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    scene = make_tiny_object(folder / "root")
+    return scene, run("root", cwd=folder)
+
+
+def test_outputs_of_a_run(undisturbed):
+    scene, printed = undisturbed
+    for heading in ("stage 1 of 3", "stage 2 of 3", "stage 3 of 3", "evaluation", "on the CPU"):
+        assert heading in printed
+    for path in (
+        scene.results_dir / "contact_sheet.png", scene.nerf_dir / "save" / "turntable.mp4", scene.mesh_dir / "model.glb", scene.results_dir / "results.json",
+    ):  # fmt: skip
+        assert path.stat().st_size > 100 and str(path) in printed
+    assert list(read_cameras(scene.initial_cameras)) == list(read_cameras(scene.refined_cameras)) == ["000", "001", "002"]
+    for folder in (scene.nvs_dir / "preds", scene.nerf_dir / "save" / "rgb_pred"):
+        assert sorted(p.name for p in folder.glob("*.png")) == [f"{k:03d}.png" for k in range(84)]
+        with Image.open(folder / "040.png") as picture:
+            assert np.asarray(picture.convert("RGB")).std() > 3  # something is to be seen
+    mesh = load_mesh(scene.mesh_dir / "model.obj")
+    assert len(mesh.faces) > 100 and np.isfinite(mesh.vertices).all() and np.abs(mesh.vertices).max() < 1
+    result = figures(scene)
+    assert HEADLINE_KEYS <= result.keys() and all(np.isfinite(result[key]) for key in HEADLINE_KEYS - {"NAME"}) and result["notes"] == []
+    assert result["3d_psnr_mean"] > 5 and result["IOU"] > 0.2
+    stages = load_results(scene.results_dir / "results.json")["stages"]
+    assert [stage["stage"] for stage in stages] == ["relposepp", "camerabooth training", "camerabooth novel views", "3D_Recon nerf", "3D_Recon mesh"]
+    assert all(stage["seconds"] > 0 and 50 < stage["peak_memory_mb"] < 6000 for stage in stages)
+
+
+def test_second_run_skips_everything(undisturbed):
+    scene, first = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in scene.root.rglob("*") if path.is_file()}
+    again = run(scene.root)
+    assert before == {path: path.stat().st_mtime_ns for path in scene.root.rglob("*") if path.is_file()}
+    assert again.splitlines()[-4:] == first.splitlines()[-4:] and "renders (3D)" in again
+
+
+def killed(root: Path, ready, delay: float) -> bool:
+    """Run until ``ready()`` holds, wait ``delay`` seconds, SIGKILL everything; False when the run ended before."""
+    process = subprocess.Popen(command(), env=environment(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    ready_at = None
+    while process.poll() is None:
+        if ready_at is None and ready():
+            ready_at = time.monotonic()
+        if ready_at is not None and time.monotonic() - ready_at >= delay:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.02)
+    assert process.returncode == 0
+    return False
+
+
+def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
+    reference, _ = undisturbed
+    scene = make_tiny_object(tmp_path)
+    training, mesh = scene.personal_dir / "record.json", scene.mesh_dir / "record.json"
+    moments = [
+        (lambda: True, 2.0),  # stage 1
+        (scene.personal_dir.exists, 3.0),  # training
+        (training.exists, 1.0),  # novel views
+        ((scene.nerf_dir / "checkpoints" / "last.pt").exists, 0.1),  # optimisation, after a checkpoint
+        ((scene.nerf_dir / "save" / "rgb_pred" / "020.png").exists, 0.0),  # renders
+        (mesh.exists, 1.5),  # evaluation
+    ]
+    kills = sum(killed(tmp_path, ready, delay) for ready, delay in moments)
+    assert kills >= 4  # a late moment may come too late on a fast machine
+    run(tmp_path)
+    expected = outputs(reference.root)
+    assert len(expected) > 180 and outputs(tmp_path) == expected
+    assert figures(scene) == figures(reference)
+
+
+def test_one_view(tmp_path):
+    """Without pairs there is nothing to train on: the base model and the elevation estimate carry the run."""
+    scene = make_tiny_object(tmp_path, views=1)
+    run(tmp_path, views=1)
+    assert not (scene.personal_dir / "personal.safetensors").exists() and (scene.mesh_dir / "model.glb").is_file()
+    assert np.isfinite(figures(scene)["3d_psnr_mean"])
+
+
+def test_many_objects(undisturbed):
+    scene, _ = undisturbed
+    broken = scene.train_dir.with_name("broken") / "images"
+    broken.mkdir(parents=True)
+    (broken / "000.png").write_text("no picture")
+    arguments = ["--object_type", TYPE, "--views", "3", "1", "--objects", OBJECT, "broken", "--gpus", "cpu", "--set", *ALL_SETTINGS]
+    done = subprocess.run([sys.executable, str(REPOSITORY / "run_pipeline.py"), *arguments], env=environment(scene.root), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "[1/4] box, 3 views: already finished" in done.stdout
+    assert "[2/4] box, 1 view: done in" in done.stdout
+    assert "[3/4] broken, 3 views: failed: " in done.stdout and "[4/4] broken, 1 view: failed: " in done.stdout
+    failures = done.stderr.strip().splitlines()
+    assert len(failures) == 2 and "it holds 1" in failures[0] and "is not an image" in failures[1] and "pipeline.log" in failures[0]
+    folder = scene.root / "results" / TYPE
+    assert "SAP3D, 3 views" in (folder / "table.md").read_text() and "TINY, 3 views, mean of 1" in done.stdout
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [(row["object"], row["views"]) for row in rows] == [("box", "1"), ("box", "3")] and float(rows[1]["3d_psnr_mean"]) > 5
+    assert "stage 3 of 3" in (folder / "box" / "1" / "pipeline.log").read_text()
+    assert read_json(folder / "broken" / "3" / "results.json") is None
