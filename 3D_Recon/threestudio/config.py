@@ -26,7 +26,7 @@ class ReconConfig:
     # Optimisation
     steps: int = 900
     rays: int = 2048  # pixels of the photos a step
-    learning_rate: float = 0.1  # Adam, of raw grid values; falls exponentially
+    learning_rate: float = 0.2  # Adam, of raw grid values; falls exponentially
     final_rate: float = 0.1  # by this factor until the end
 
     # Photos
@@ -64,8 +64,10 @@ class ReconConfig:
     # Regularisers
     density_variation: float = 2e-7  # total variation of raw density between neighbouring voxels (Huber)
     colour_variation: float = 2e-7  # the same of colour logits; fills in what no photo shows
-    distortion: float = 0.03  # mip-NeRF 360's distortion: gathers a ray's light at one depth
-    opacity_entropy: float = 0.0  # entropy of the rays' opacity: makes them see the object or miss it
+    distortion: float = 0.01  # mip-NeRF 360's distortion on the photos' rays: gathers a ray's light at one depth
+    free_rays: int = 512  # rays a step from all around, for the next two
+    free_distortion: float = 0.03  # distortion on them
+    free_entropy: float = 0.003  # entropy of their opacity (nats): makes them meet the object or miss it
 
     # Outputs
     render_size: int = 256  # pixels of the 84 views
@@ -78,7 +80,7 @@ class ReconConfig:
     checkpoint_seconds: float = 15.0
 
     QUICK: ClassVar[tuple[str, ...]] = (
-        "steps=220", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,128]", "rays=1536", "warm_start_rays=512", "sds_every=8",
+        "steps=220", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,128]", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8",
         "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_faces=20000", "texture_size=512",
     )  # fmt: skip
 

@@ -9,8 +9,9 @@ from typing import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.cameras import RADIUS, Camera, protocol_test_cameras
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
 
@@ -111,6 +112,7 @@ class Reconstruction:
         losses = {}
         if config.photos:
             losses.update(self._photo_losses())
+            losses.update(self._free_losses())
         if self.novel is not None:
             losses["warm"] = self._warm_start_loss(share)
         if losses:
@@ -165,9 +167,23 @@ class Reconstruction:
         }
         if config.distortion:
             losses["dist"] = config.distortion * distortion(seen, config.rays)
-        if config.opacity_entropy:
-            losses["entropy"] = config.opacity_entropy * opacity_entropy(seen.opacity)
         return losses
+
+    def _free_losses(self) -> dict[str, torch.Tensor]:
+        """Regularisers on rays that no photo has, from all around to points in the box: they show the fog that photos do not."""
+        config = self.config
+        if not config.free_rays or not (config.free_distortion or config.free_entropy):
+            return {}
+        draw = torch.rand(config.free_rays, 5, generator=self.generator).to(self.device)
+        polar, azimuth = torch.acos(1.4 * draw[:, 0] - 0.7), 2 * np.pi * draw[:, 1]  # elevations within 44 degrees
+        origins = torch.stack([polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos()], -1) * RADIUS
+        low, high = self.field.bounds
+        directions = F.normalize(low + (high - low) * draw[:, 2:] - origins, dim=-1)
+        seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
+        return {
+            "free dist": config.free_distortion * distortion(seen, config.free_rays),
+            "free entropy": config.free_entropy * opacity_entropy(seen.opacity),
+        }
 
     def _warm_start_loss(self, share: float) -> torch.Tensor:
         config = self.config
