@@ -89,16 +89,18 @@ def radius_of(network, features) -> np.ndarray:
 
 
 def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig) -> Estimate:
-    """Search by the scores of the pairs, re-rank by the photos, and report."""
-    hypotheses = propose(scores, config)
-    if config.rerank and scores.views > 1:
-        from relposepp.consistency import Consistency
-        from relposepp.rerank import Reranker
+    """Search by the scores of the pairs, with ``rerank`` refined and judged again by the photos; and report."""
+    if not config.rerank or scores.views == 1:
+        return finish(propose(scores, config), radius, scores, config)
+    from relposepp.rerank import Reranker
 
-        grid = look_at_grid(config)
-        reranker = Reranker.of(Tables.of(scores, grid), grid, Consistency(images), radius)
-        hypotheses = reranker.run(hypotheses, config.rerank_seconds)
-    return finish(hypotheses, radius, scores, config)
+    grid = look_at_grid(config)
+    reranker = Reranker.of(Tables.of(scores, grid), grid, images, radius)
+    if config.search == "look_at":
+        hypotheses = search_look_at(reranker.search_tables(), grid, max(config.candidates, config.hypotheses))
+    else:
+        hypotheses = propose(scores, config)
+    return finish(reranker.run(hypotheses, config.rerank_seconds), radius, scores, config)
 
 
 def look_at_grid(config: RelPoseConfig) -> Grid:
@@ -155,6 +157,8 @@ def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores,
     confidence = (probabilities[:, None] * (angles < AGREEMENT_DEG)).sum(0)
     if len(radius) > 1:
         confidence[0] = confidence[1:].mean()  # the first view is the frame: it is as sure as the others are about it
+    if kept[0].radius is not None:
+        radius = np.clip(kept[0].radius, *RADIUS_RANGE)
     cameras = rot.cameras_from_angles(kept[0].elevation_rad, kept[0].azimuth_rad, radius, FOV_RAD)
     grid = np.deg2rad(np.arange(-50.0, 75.0, 2.5))
     head = [float(np.rad2deg(grid[int(np.argmax(scores.elevation(v, grid)))])) for v in range(len(radius))]

@@ -16,7 +16,7 @@ import numpy as np
 
 from relposepp.config import RelPoseConfig
 from relposepp.rotations import look_at_rotation
-from sap3d.cameras import rotation_angle_deg
+from sap3d.cameras import RADIUS, rotation_angle_deg
 from sap3d.config import load_config, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.scene import Scene, root_dir, write_json
@@ -58,14 +58,17 @@ def typed_scenes(kind: str, views: int, limit: int | None):
 
 
 def corpus_scenes(folder: str, part: str, views: int, count: int, seed: int):
-    """Scenes of random views of random objects of one part of the corpus, in the form of ``typed_scenes``."""
+    """Scenes of random views of the objects of one part of the corpus, in the form of ``typed_scenes``."""
     from dataset.corpus_reader import CorpusReader
 
     corpus = CorpusReader(folder, part, 128)
     generator = np.random.default_rng([seed, views])
     for k in range(count):
         row = k % len(corpus)
-        columns = generator.permutation(corpus.views)[:views]
+        columns = generator.permutation(corpus.views)
+        if k % 2:  # every second scene at the protocol's distance, as far as there are such views
+            columns = columns[np.argsort(np.abs(corpus.radius[row, columns] - RADIUS) > 1e-3, kind="stable")]
+        columns = columns[:views]
         premultiplied = np.asarray(corpus.images[row][columns], np.float32) / 255
         alpha = premultiplied[..., 3:]
         photos = np.concatenate([premultiplied[..., :3] / np.maximum(alpha, 1e-3), alpha], -1)
@@ -96,10 +99,9 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
 
 # --- re-ranking: each term alone, and the fit of the weights ----------------------------------------------------------
 def candidate_terms(scenes, network, config: RelPoseConfig, device: str, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A scene: terms (K, T) of the network's ``count`` best configurations, and their median pair errors (K,)."""
+    """A scene: terms (K, T) of the ``count`` best configurations of the search, refined, and their mean pair errors (K,)."""
     import torch
 
-    from relposepp.consistency import Consistency
     from relposepp.estimate import look_at_grid, network_inputs, radius_of
     from relposepp.inference import NetworkScores, Tables, search_look_at
     from relposepp.rerank import Reranker
@@ -110,10 +112,10 @@ def candidate_terms(scenes, network, config: RelPoseConfig, device: str, count: 
         with torch.no_grad():
             features = network.features(torch.from_numpy(inputs)[None].to(device))[0]
         tables = Tables.of(NetworkScores(network, features), grid)
-        hypotheses = search_look_at(tables, grid, count)
-        reranker = Reranker.of(tables, grid, Consistency(photos), radius_of(network, features))
-        terms = reranker.terms(*reranker.indices(hypotheses))
-        found.append((terms, np.array([np.mean(pair_errors_deg(h.rotations(), truth)) for h in hypotheses])))
+        reranker = Reranker.of(tables, grid, photos, radius_of(network, features))
+        refined = reranker.refine(search_look_at(reranker.search_tables(), grid, count))
+        errors = np.array([np.mean(pair_errors_deg(r, truth)) for r in look_at_rotation(refined[0], refined[1])])
+        found.append((reranker.terms(*refined), errors))
     return found
 
 

@@ -34,11 +34,12 @@ class PairScores(Protocol):
 
 @dataclass
 class Hypothesis:
-    """One camera configuration: elevations and azimuths (N,) in radians, and its score (higher is better)."""
+    """One camera configuration: elevations and azimuths (N,) in radians, its score (higher is better), radii where refined."""
 
     elevation_rad: np.ndarray
     azimuth_rad: np.ndarray
     score: float
+    radius: np.ndarray | None = None
 
     def rotations(self) -> np.ndarray:
         return look_at_rotation(self.elevation_rad, self.azimuth_rad)

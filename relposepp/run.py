@@ -37,8 +37,8 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     from relposepp.network import load_network
 
     device = resolve_device(config.device)
+    network = load_network(config.weights, device)  # unusable weights are found before the old record goes
     with completion_record(record, "relposepp", as_dict(config), inputs) as extra:
-        network = load_network(config.weights, device)
         result = estimate(list(photos.values()), network, config, device)
         names = list(photos)
         write_cameras(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from relposepp import rotations as rot
@@ -11,6 +12,7 @@ from relposepp.estimate import network_inputs
 from relposepp.inference import Grid, Hypothesis, Tables
 from relposepp.rerank import Reranker
 from relposepp.run import command_line, main
+from relposepp.silhouettes import Outlines
 from sap3d.cameras import Camera, rotation_angle_deg
 from sap3d.errors import InputError
 from sap3d.scene import Scene, read_cameras
@@ -116,11 +118,37 @@ def test_measures_do_not_depend_on_the_frame_or_on_the_chunks(photos):
     np.testing.assert_allclose(consistency.measures(elevation, azimuth, np.full(3, 1.5)), measured, atol=1e-6)
 
 
-def test_reranking_removes_noise_from_true_cameras(photos):
+def test_outlines_agree_for_true_cameras_and_say_nothing_through_the_object(photos):
+    outlines = Outlines(photos)
+    tensors = [torch.from_numpy(np.array([x, x])).float() for x in (ELEVATION, AZIMUTH, np.full(4, 1.5))]
+    tensors[1][1, 1] += np.deg2rad(35)
+    cost = outlines.cost(*tensors, 0.01)
+    assert cost[0] < 1.0 and cost[1] > cost[0] + 1
+    opposite = Outlines(photos[:1] * 2)
+    value = opposite.cost(torch.zeros(1, 2), torch.tensor([[0.0, np.pi]]), torch.full((1, 2), 1.5), 0.01)
+    assert float(value) == pytest.approx(2.0)
+
+
+def test_refinement_removes_noise_from_true_cameras_and_distances(photos):
+    generator = np.random.default_rng(0)
+    elevation, azimuth = (x + np.deg2rad(generator.normal(0, 3.0, (6, 4))) for x in (ELEVATION, AZIMUTH))
+    azimuth[:, 0] = 0
+    radius = 1.5 * (1 + generator.normal(0, 0.02, (6, 4)))
+    start = rotation_angle_deg(rot.look_at_rotation(elevation, azimuth), rot.look_at_rotation(ELEVATION, AZIMUTH)).mean()
+    found = Outlines(photos).refine(elevation, azimuth, radius)
+    end = rotation_angle_deg(rot.look_at_rotation(found[0], found[1]), rot.look_at_rotation(ELEVATION, AZIMUTH)).mean()
+    assert end < 0.6 * start
+    np.testing.assert_allclose(np.log(found[2]).mean(1), np.log(radius).mean(1), atol=1e-5)
+    still = Outlines(photos).refine(elevation[:1], azimuth[:1], radius[:1], steps=0)
+    np.testing.assert_allclose(still[0], elevation[:1], atol=1e-6)  # a move of zero is the identity
+
+
+def test_reranking_finds_the_true_cameras_among_wrong_ones(photos):
     grid = Grid.from_degrees((-40.0, 70.0), 10.0, 10.0)
-    weak = TrueScores(rot.look_at_rotation(ELEVATION, AZIMUTH), width_deg=60.0)  # a network that is nearly blind
-    reranker = Reranker.of(Tables.of(weak, grid), grid, Consistency(photos), np.full(4, 1.5))
-    noisy = Hypothesis(ELEVATION, AZIMUTH + np.deg2rad([0, 0, 50.0, 0]), 0.0)
-    best = reranker.run([noisy], seconds=30.0)[0]
-    error = rotation_angle_deg(best.rotations(), rot.look_at_rotation(ELEVATION, AZIMUTH)).max()
-    assert error < 15
+    weak = TrueScores(rot.look_at_rotation(ELEVATION, AZIMUTH), width_deg=80.0)  # a network that is nearly blind
+    reranker = Reranker.of(Tables.of(weak, grid), grid, photos, np.full(4, 1.5))
+    generator = np.random.default_rng(1)
+    wrong = [Hypothesis(ELEVATION, np.concatenate([[0.0], generator.uniform(0, 6, 3)]), 0.0) for _ in range(6)]
+    noisy = Hypothesis(ELEVATION + 0.05, AZIMUTH + np.deg2rad([0, 6.0, -5.0, 4.0]), 0.0)
+    best = reranker.run([*wrong, noisy], seconds=30.0)[0]
+    assert rotation_angle_deg(best.rotations(), rot.look_at_rotation(ELEVATION, AZIMUTH)).max() < 10
