@@ -12,6 +12,7 @@ class PriorConfig:
     max_minutes: float = 60.0  # stop (with a checkpoint) after this time; run again to go on
     max_steps: int = 1_000_000  # optimiser steps in all, over all runs
     seed: int = 0
+    init: str = ""  # model folder whose weights a new run starts from, e.g. sap3d/weights/tiny/zero123 ("": random)
 
     # Model (see sap3d.zero123.build.build_tiny)
     image_size: int = 64  # pixels of the generated views

@@ -28,7 +28,7 @@ from camerabooth.prior.validate import sample_sheet, validation_loss
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import save_image
-from sap3d.zero123 import ConditionFeatures, Zero123, build_tiny
+from sap3d.zero123 import ConditionFeatures, Zero123, build_tiny, load_zero123
 
 
 class PriorModule(pl.LightningModule):
@@ -153,7 +153,9 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
 
 
 def build(config: PriorConfig, train_images) -> Zero123:
-    """The untrained model with its autoencoder fitted to a sample of the training views."""
+    """The untrained model with its autoencoder fitted to a sample of the training views, or the model of ``init``."""
+    if config.init:
+        return load_zero123(Path(config.init))
     model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention),
                        1, config.token_dim, config.encoder_layers, config.seed)  # fmt: skip
     model.vae.fit(train_images * 2 - 1, config.whitening)
