@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sap3d.errors import InputError
+
 
 @dataclass
 class BoothConfig:
@@ -38,3 +40,26 @@ class BoothConfig:
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
     QUICK: ClassVar[tuple[str, ...]] = ("steps=30", "steps_per_extra_view=5", "batch_size=8", "nvs_steps=6")
+
+
+_CHOICES = {
+    "precision": ("auto", "fp32", "bf16"),
+    "trained": ("unet", "attention", "projection"),
+    "regulariser": ("similar", "random", "none"),
+    "condition_strategy": ("nearest", "near", "random", "first"),
+}
+
+
+def check_config(config: BoothConfig) -> None:
+    """Raises InputError for a setting that cannot be used, before anything is touched."""
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise InputError(f"{name}={getattr(config, name)!r} is unknown: use one of {', '.join(choices)}")
+    for name in ("steps", "batch_size", "nvs_steps", "nvs_batch_size", "output_size"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}={getattr(config, name)} must be at least 1")
+    for name in ("steps_per_extra_view", "regulariser_batch", "regulariser_objects", "learning_rate", "camera_learning_rate", "camera_anchor", "snr_gamma"):
+        if getattr(config, name) < 0:
+            raise InputError(f"{name}={getattr(config, name)} must not be negative")
+    if not 0 <= config.drop_condition <= 1 / 3 or config.gradient_clip <= 0:
+        raise InputError(f"drop_condition={config.drop_condition} must lie in 0 .. 1/3 and gradient_clip={config.gradient_clip} above 0")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from camerabooth.config import BoothConfig
+from camerabooth.config import BoothConfig, check_config
 from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
 from sap3d.config import as_dict, resolve_device, stage_arguments
 from sap3d.errors import InputError, cli
-from sap3d.images import contact_sheet, load_input_views, save_image, write_video
+from sap3d.images import contact_sheet, input_files, load_input_views, save_image, write_video
 from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, stage_complete, write_cameras, write_json, write_text
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
@@ -24,7 +24,11 @@ _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view
 
 
 def main(scene: Scene, config: BoothConfig) -> Path:
-    """Run the stage; returns ``scene.nvs_dir``. A part whose completion record matches is skipped."""
+    """Run the stage; returns ``scene.nvs_dir``. A part whose completion record matches is skipped.
+
+    Raises InputError for photos, cameras or settings that cannot be used; what is finished is left as it is.
+    """
+    check_config(config)
     images = load_input_views(scene)
     initial = read_cameras(scene.initial_cameras)
     missing = [name for name in images if name not in initial]
@@ -34,18 +38,23 @@ def main(scene: Scene, config: BoothConfig) -> Path:
     settings = as_dict(config)
     training_settings = {key: settings[key] for key in _TRAINING}
     base = Path(config.model) if config.model else BUNDLED_ZERO123
-    inputs = {"images": scene.train_dir / "images", "masks": scene.train_dir / "masks", "cameras": scene.initial_cameras, "model": base}
+    if not (base / "model_index.json").is_file():
+        raise InputError(f"model={base}: not a Zero-1-to-3 folder (no model_index.json); give a folder in diffusers' format")
+    photos = input_files(scene, list(images))
+    inputs = photos | {"cameras": scene.initial_cameras, "model": base}
     record = scene.personal_dir / "record.json"
     if stage_complete(record, training_settings, inputs, [scene.refined_cameras]):
         print(f"camerabooth: {scene.personal_dir} is complete, skipped")
     else:
+        _device(config)  # an unusable one is found before the old record goes
         with completion_record(record, "camerabooth training", training_settings, inputs) as extra:
             train(scene, config, images, initial, fingerprint(training_settings, inputs), extra)
-    inputs = {"images": inputs["images"], "masks": inputs["masks"], "model": base, "cameras": scene.refined_cameras, "personal": scene.personal_dir / "personal.safetensors"}
+    inputs = photos | {"model": base, "cameras": scene.refined_cameras, "personal": scene.personal_dir / "personal.safetensors"}
     record = scene.nvs_dir / "record.json"
     if stage_complete(record, settings, inputs, [scene.nvs_dir / "preds"]):
         print(f"camerabooth: {scene.nvs_dir} is complete, skipped")
     else:
+        _device(config)
         with completion_record(record, "camerabooth novel views", settings, inputs):
             render(scene, config, images)
     return scene.nvs_dir

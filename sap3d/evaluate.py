@@ -46,6 +46,8 @@ class EvaluationConfig:
 
 def main(scene: Scene, config: EvaluationConfig) -> Path:
     """Evaluate ``scene``; returns the path of results.json. Does nothing when it is up to date."""
+    if not 16 <= config.size <= 4096:
+        raise InputError(f"size={config.size} must lie in 16 .. 4096 pixels")
     target = scene.results_dir / "results.json"
     record, inputs = scene.results_dir / "record.json", _inputs(scene)
     if not any(inputs[name].exists() for name in ("novel_views", "renders", "mesh", "refined_cameras", "initial_cameras")):

@@ -85,6 +85,13 @@ def load_input_views(scene: Scene) -> dict[str, np.ndarray]:
     return images
 
 
+def input_files(scene: Scene, names: Sequence[str]) -> dict[str, Path]:
+    """Photos and masks of the views ``names``, by a name for a completion record."""
+    photos = {p.stem: p for p in sorted((scene.train_dir / "images").iterdir()) if p.suffix.lower() in SUFFIXES}
+    masks = {name: scene.train_dir / "masks" / f"{name}.png" for name in names}
+    return {f"photo {name}": photos[name] for name in names} | {f"mask {name}": path for name, path in masks.items() if path.is_file()}
+
+
 def available_objects(scene: Scene) -> list[str]:
     folder = scene.train_dir.parent
     return sorted(p.name for p in folder.iterdir() if (p / "images").is_dir()) if folder.is_dir() else []
