@@ -18,8 +18,8 @@ class BoothConfig:
     # Test-time training (skipped for one view: there are no pairs)
     train: bool = True  # false: novel views from the base model and the initial cameras
     trained: str = "unet"  # unet (whole U-Net + projection, as published), attention (its attention layers + projection), projection
-    steps: int = 160  # optimiser steps for two views
-    steps_per_extra_view: int = 40  # and these for each further view
+    steps: int = 100  # optimiser steps for two views
+    steps_per_extra_view: int = 30  # and these for each further view
     batch_size: int = 16  # photo pairs a step
     regulariser_batch: int = 4  # pairs of regulariser objects a step (prior preservation); 0: none
     regulariser: str = "similar"  # which objects: similar (to the photos), random or none

@@ -146,7 +146,7 @@ def test_schedule_reaches_zero_at_the_last_step_for_every_number_of_views(count)
 
 
 def test_more_views_get_more_steps():
-    assert [total_steps(BoothConfig(), n) for n in (2, 3, 5)] == [160, 200, 280]
+    assert [total_steps(BoothConfig(), n) for n in (2, 3, 5)] == [100, 130, 190]
 
 
 def test_min_snr_weights():
