@@ -238,11 +238,13 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
             continue
         print(label, flush=True)
         try:
-            stored[key, object_, n] = run_one(name, suite, key, object_, n, arguments.again)
+            row = run_one(name, suite, key, object_, n, arguments.again)
         except InputError as error:
             failures.append(f"{label}: {error}")
             print(f"    failed: {error}", file=sys.stderr, flush=True)
             continue
+        # Read again: several processes may work on different objects of a suite at the same time.
+        stored = {row_key(old): old for old in load_rows(name)} | {(key, object_, n): row}
         order = {run: place for place, run in enumerate(plan(suite))}
         store_rows(name, sorted(stored.values(), key=lambda r: order.get(row_key(r), len(order))))
     return failures
