@@ -15,14 +15,16 @@ class NetworkConfig:
     backbone: str = "alexnet"  # image encoder: alexnet (frozen, 7 x 7 spatial tokens) or resnet50 (trained, one global token)
     image_size: int = 128  # side of the square images that the encoder sees, pixels
     pixel_patch: int = 4  # side of the RGBA patch that goes with every spatial token of alexnet; 0 for none
-    kept_tokens: int = 24  # spatial tokens kept a view, those that the object covers most; 49 for all
+    flatten: bool = True  # a view's summary token begins as a linear map of all its spatial tokens together
+    flatten_dropout: float = 0.5  # dropout on the input of that map, training only
+    kept_tokens: int = 0  # spatial tokens that stay beside the summary, those that the object covers most; 49 for all, 0 for none
     crop_bases: int = 0  # octaves of the encoding of the crop parameters (3 numbers a view); 0 for no crop parameters
-    alternate: bool = True  # layers 0, 2, .. attend within a view, the others over all views; false: all over all, as published
-    width: int = 160  # channels of the transformer; a projection is learned where the encoder's tokens differ from it
-    depth: int = 6  # layers of the transformer
+    alternate: bool = False  # layers 0, 2, .. attend within a view, the others over all views; false: all over all, as published
+    width: int = 256  # channels of the transformer; a projection is learned where the encoder's tokens differ from it
+    depth: int = 4  # layers of the transformer
     heads: int = 4  # attention heads
-    head_width: int = 40  # channels a head
-    mlp_width: int = 448  # hidden channels of the transformer's feed-forward layers
+    head_width: int = 64  # channels a head
+    mlp_width: int = 512  # hidden channels of the transformer's feed-forward layers
     dropout: float = 0.1  # dropout in the transformer, training only
     view_marker: str = "first"  # how views are told apart: first (a learned mark on view 0) or sinusoid (published)
     energy: str = "bilinear"  # pairwise score: bilinear (dot product, thousands of queries at once) or additive (published)
@@ -50,8 +52,10 @@ class NetworkConfig:
         for name in ("image_size", "width", "depth", "heads", "head_width", "mlp_width", "energy_width", "rotation_bases"):
             if getattr(self, name) < 1:
                 raise InputError(f"relposepp network: {name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.kept_tokens <= 49:
-            raise InputError(f"relposepp network: kept_tokens must be 1 .. 49, got {self.kept_tokens}")
+        if not 0 <= self.kept_tokens <= 49:
+            raise InputError(f"relposepp network: kept_tokens must be 0 .. 49, got {self.kept_tokens}")
+        if self.backbone == "alexnet" and not self.flatten and not self.kept_tokens:
+            raise InputError("relposepp network: without flatten, kept_tokens must be at least 1: nothing of the photos would be seen")
         if self.energy_layers < 3:
             raise InputError(f"relposepp network: energy_layers must be at least 3, got {self.energy_layers}")
 
@@ -85,17 +89,17 @@ class TrainConfig:
     out: str = ".work/relposepp"  # checkpoints, feature cache and curves
     device: str = "auto"  # auto, cpu or cuda
     seed: int = 0  # everything random is drawn from (seed, step)
-    steps: int = 12000  # optimisation steps; the learning rate falls to zero over them
+    steps: int = 4000  # optimisation steps; the learning rate falls to zero over them
     minutes: float = 0.0  # stop after so many minutes and go on at the next call; 0 for no limit
-    batch_views: int = 72  # views a step: scenes a step = batch_views // views a scene
+    batch_views: int = 288  # views a step: scenes a step = batch_views // views a scene
     variants: int = 4  # augmented versions of every view: as it is, mirrored, other colours, mirrored with other colours
     max_views: int = 6  # views a scene are drawn from 2 .. max_views
     learning_rate: float = 1e-3  # peak, after the warm-up
-    warmup_steps: int = 300  # linear warm-up
+    warmup_steps: int = 100  # linear warm-up
     weight_decay: float = 0.05  # AdamW
     clip_norm: float = 1.0  # gradient norm is clipped to this
     ema_decay: float = 0.999  # exponential moving average of the weights: what is evaluated and exported
-    queries: int = 1536  # relative rotations that the true one competes with
+    queries: int = 1024  # relative rotations that the true one competes with
     kernel_deg: float = 10.0  # width of the soft target around the true relative rotation
     elevation_weight: float = 0.3  # weight of the elevation head's loss
     azimuth_weight: float = 0.3  # weight of the front-azimuth head's loss

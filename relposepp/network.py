@@ -90,7 +90,9 @@ class ViewEncoder(nn.Module):
 
             self.backbone = resnet50_global()
         channels += 2 * 3 * config.crop_bases
-        self.project = nn.Identity() if channels == config.width else nn.Linear(channels, config.width)
+        self.project = nn.Identity() if channels == config.width or not (config.kept_tokens or not self.spatial) else nn.Linear(channels, config.width)
+        if self.spatial and config.flatten:
+            self.flatten = nn.Linear(self.tokens * channels, config.width)
         if self.spatial:
             self.place = nn.Parameter(0.02 * torch.randn(1 + self.tokens, config.width))  # of the summary token and every patch
         if config.view_marker == "first":
@@ -135,10 +137,14 @@ class ViewEncoder(nn.Module):
                 raise ValueError(f"this network needs crop parameters ({b}, {n}, 3), got {None if crop is None else tuple(crop.shape)}")
             encoded = harmonic_embedding(crop, self.config.crop_bases)
             tokens = torch.cat([tokens, encoded[:, :, None].expand(b, n, p, -1)], -1)
-        x = self.project(tokens)
         if self.spatial:
-            x = self._covered(x + self.place[1:], alpha)
-            x = torch.cat([self.place[0].expand(b, n, 1, -1), x], 2)
+            x = self.place[0].expand(b, n, 1, -1)
+            if self.config.flatten:
+                x = x + self.flatten(F.dropout(tokens.flatten(2), self.config.flatten_dropout, self.training))[:, :, None]
+            if self.config.kept_tokens:
+                x = torch.cat([x, self._covered(self.project(tokens) + self.place[1:], alpha)], 2)
+        else:
+            x = self.project(tokens)
         if self.config.view_marker == "first":
             marks = torch.cat([self.first_view[:1], self.first_view[1:].expand(n - 1, -1)])
         else:

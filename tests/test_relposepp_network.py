@@ -10,7 +10,7 @@ from relposepp.config import NetworkConfig
 from relposepp.network import RelPose, harmonic_embedding, load_network, save_network
 from sap3d.errors import InputError
 
-SMALL = NetworkConfig(width=32, depth=2, heads=2, head_width=16, mlp_width=32, energy_width=32, translation_widths=(16, 16))
+SMALL = NetworkConfig(width=32, depth=2, heads=2, head_width=16, mlp_width=32, kept_tokens=6, alternate=True, energy_width=32, translation_widths=(16, 16))
 PUBLISHED = dataclasses.replace(NetworkConfig.published(), depth=1, mlp_width=64, image_size=64)
 
 
@@ -104,7 +104,7 @@ def test_weights_round_trip_and_damaged_files_are_refused(network, images, tmp_p
         load_network(tmp_path / "net")
 
 
-@pytest.mark.parametrize("change", [{"backbone": "vgg"}, {"width": 0}, {"energy": "x"}, {"kept_tokens": 0}, {"energy_layers": 2}])
+@pytest.mark.parametrize("change", [{"backbone": "vgg"}, {"width": 0}, {"energy": "x"}, {"kept_tokens": 50}, {"energy_layers": 2}])
 def test_impossible_configurations_raise(change):
     with pytest.raises(InputError, match=next(iter(change))):
         RelPose(dataclasses.replace(SMALL, **change))

@@ -9,7 +9,7 @@ from relposepp.data import TokenCache, augment
 from relposepp.train import Trainer, soft_targets
 from sap3d.errors import InputError
 
-NETWORK = NetworkConfig(width=32, depth=2, heads=2, head_width=16, mlp_width=32, energy_width=32, translation_widths=(16, 16))
+NETWORK = NetworkConfig(width=32, depth=2, heads=2, head_width=16, mlp_width=32, kept_tokens=6, alternate=True, energy_width=32, translation_widths=(16, 16))
 
 
 class Corpus:
