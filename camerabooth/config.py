@@ -34,7 +34,7 @@ class BoothConfig:
 
     # Novel views
     nvs_steps: int = 20  # DDIM steps
-    guidance_scale: float = 2.0
+    guidance_scale: float = 3.0
     condition_strategy: str = "near"  # nearest, near (nearer is likelier), random or first: the view that conditions a step
     nvs_batch_size: int = 28  # views denoised together
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
