@@ -86,6 +86,7 @@ class TrainConfig:
     """Settings of training (``python -m relposepp.train``)."""
 
     corpus: str = "dataset/corpus_cache"  # folder made by python -m dataset.corpus
+    stretched: str = ""  # folder made by python -m relposepp.stretch: the training objects in other proportions; empty for none
     out: str = ".work/relposepp"  # checkpoints, feature cache and curves
     device: str = "auto"  # auto, cpu or cuda
     seed: int = 0  # everything random is drawn from (seed, step)

@@ -51,35 +51,49 @@ def augment(images: np.ndarray, variant: int, generator: np.random.Generator) ->
     return np.ascontiguousarray(images)
 
 
+@dataclass
+class Version:
+    """One corpus in one augmentation: tokens (objects, views, P, channels) and angles and radii (objects, views)."""
+
+    tokens: np.ndarray
+    elevation_rad: np.ndarray
+    azimuth_rad: np.ndarray
+    radius: np.ndarray
+
+
 class TokenCache:
-    """Tokens of all views of a corpus in ``variants`` augmented versions.
+    """Tokens of all views of some corpora, each in ``variants`` augmented versions.
 
     Args:
-        corpus: see the module's doc string.
+        corpora: see the module's doc string; one or a list.
         encoder: a ViewEncoder with a frozen trunk; its image_tokens are stored as float16.
         folder: where the arrays are kept; they are made again when corpus or encoder change.
     """
 
-    def __init__(self, corpus, encoder: ViewEncoder, folder: Path, variants: int, device: str = "cpu", name: str = "train"):
-        self.azimuth_rad = np.asarray(corpus.azimuth_rad, np.float64)
-        self.elevation_rad = np.pi / 2 - np.asarray(corpus.polar_rad, np.float64)
-        self.radius = np.asarray(corpus.radius, np.float64)
-        self.objects, self.views = self.azimuth_rad.shape
-        facts = f"{corpus.images.shape} {self.azimuth_rad.sum():.9e} {self.radius.sum():.9e} {corpus.images[::97].sum()} {encoder.tokens_identity()}"
-        key = hashlib.sha256(facts.encode()).hexdigest()[:12]
-        self.arrays = []
-        for variant in range(variants):
-            path = Path(folder) / f"{name}_{key}_{variant}.npy"
-            if not path.is_file():
-                self._build(path, corpus, encoder, variant, device)
-            self.arrays.append(np.load(path, mmap_mode="r"))
+    def __init__(self, corpora, encoder: ViewEncoder, folder: Path, variants: int, device: str = "cpu", name: str = "train"):
+        self.versions: list[Version] = []
+        for corpus in corpora if isinstance(corpora, list) else [corpora]:
+            azimuth = np.asarray(corpus.azimuth_rad, np.float64)
+            elevation, radius = np.pi / 2 - np.asarray(corpus.polar_rad, np.float64), np.asarray(corpus.radius, np.float64)
+            facts = f"{corpus.images.shape} {azimuth.sum():.9e} {radius.sum():.9e} {corpus.images[::97].sum()} {encoder.tokens_identity()}"
+            key = hashlib.sha256(facts.encode()).hexdigest()[:12]
+            for variant in range(variants):
+                path = Path(folder) / f"{name}_{key}_{variant}.npy"
+                if not path.is_file():
+                    self._build(path, corpus, encoder, variant, device)
+                seen = np.pi - azimuth if variant % 2 else azimuth
+                self.versions.append(Version(np.load(path, mmap_mode="r"), elevation, seen, radius))
+
+    @property
+    def objects(self) -> int:
+        return len(self.versions[0].tokens)
 
     def _build(self, path: Path, corpus, encoder: ViewEncoder, variant: int, device: str) -> None:
-        names = getattr(corpus, "names", None) or [str(row) for row in range(self.objects)]
-        shape = (self.objects, self.views, encoder.tokens, encoder.token_channels)
-        with atomic_path(path) as temporary, torch.no_grad(), Progress(f"tokens {path.stem}", self.objects) as progress:
+        names = getattr(corpus, "names", None) or [str(row) for row in range(len(corpus.images))]
+        shape = (*corpus.images.shape[:2], encoder.tokens, encoder.token_channels)
+        with atomic_path(path) as temporary, torch.no_grad(), Progress(f"tokens {path.stem}", shape[0]) as progress:
             array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-            for row in range(self.objects):
+            for row in range(shape[0]):
                 images = augment(np.asarray(corpus.images[row]), variant, np.random.default_rng([variant, zlib.crc32(names[row].encode())]))
                 tokens = encoder.image_tokens(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
                 array[row] = tokens.half().cpu().numpy()
@@ -88,20 +102,21 @@ class TokenCache:
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation (channels,) of the compressed tokens, from every 17th object."""
-        sample = compress(torch.from_numpy(np.asarray(self.arrays[0][::17]).astype(np.float32)).flatten(0, 2))
+        sample = compress(torch.from_numpy(np.asarray(self.versions[0].tokens[::17]).astype(np.float32)).flatten(0, 2))
         return sample.mean(0), sample.std(0).clamp_min(0.1)
 
     def batch(self, scenes: int, views: int, generator: np.random.Generator) -> Batch:
-        """``scenes`` random objects, each in one random variant, with ``views`` different random views."""
-        rows = generator.integers(self.objects, size=scenes)
-        variants = generator.integers(len(self.arrays), size=scenes)
-        columns = np.argsort(generator.random((scenes, self.views)), axis=1)[:, :views]
-        return self.take(rows, variants, columns)
+        """``scenes`` random objects, each in one random version, with ``views`` different random views."""
+        versions = generator.integers(len(self.versions), size=scenes)
+        rows = [int(generator.integers(len(self.versions[v].tokens))) for v in versions]
+        columns = [generator.permutation(self.versions[v].tokens.shape[1])[:views] for v in versions]
+        return self.take(versions, rows, columns)
 
-    def take(self, rows: np.ndarray, variants: np.ndarray, columns: np.ndarray) -> Batch:
-        """The scenes of given objects (B,), variants (B,) and views (B, N)."""
-        tokens = np.stack([self.arrays[v][r][c] for r, v, c in zip(rows, variants, columns)])
-        elevation = self.elevation_rad[rows[:, None], columns]
-        azimuth = self.azimuth_rad[rows[:, None], columns]
-        azimuth = np.where(variants[:, None] % 2, np.pi - azimuth, azimuth)
-        return Batch(torch.from_numpy(tokens), look_at_rotation(elevation, azimuth), elevation, azimuth, self.radius[rows[:, None], columns])
+    def take(self, versions, rows, columns) -> Batch:
+        """The scenes of given versions (B,), objects (B,) and views (B, N)."""
+        chosen = [(self.versions[v], r, np.asarray(c)) for v, r, c in zip(versions, rows, columns)]
+        tokens = torch.from_numpy(np.stack([version.tokens[r][c] for version, r, c in chosen]))
+        elevation = np.stack([version.elevation_rad[r][c] for version, r, c in chosen])
+        azimuth = np.stack([version.azimuth_rad[r][c] for version, r, c in chosen])
+        radius = np.stack([version.radius[r][c] for version, r, c in chosen])
+        return Batch(tokens, look_at_rotation(elevation, azimuth), elevation, azimuth, radius)

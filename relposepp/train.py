@@ -76,7 +76,7 @@ class Trainer:
     """One training run in ``config.out``; ``run`` goes on from its checkpoint when there is one."""
 
     def __init__(self, config: TrainConfig, network_config: NetworkConfig, train, validation):
-        """train, validation: corpora (relposepp/data.py); validation may be None."""
+        """train: a corpus (relposepp/data.py) or a list of them; validation: a corpus or None."""
         if config.steps < 1 or config.max_views < 2 or config.batch_views < config.max_views:
             raise InputError("training needs steps >= 1, max_views >= 2 and batch_views >= max_views")
         if network_config.backbone != "alexnet":
@@ -256,6 +256,10 @@ def main(argv: list[str] | None = None) -> None:
     from dataset.corpus_reader import CorpusReader
 
     train, validation = (CorpusReader(config.corpus, part, network_config.image_size) for part in ("train", "validation"))
+    if config.stretched:
+        from relposepp.stretch import StretchedCorpus
+
+        train = [train, StretchedCorpus(config.stretched)]
     trainer = Trainer(config, network_config, train, validation)
     network = trainer.run()
     if arguments.export:

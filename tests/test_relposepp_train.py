@@ -57,7 +57,7 @@ def test_a_mirrored_view_is_the_view_of_the_mirrored_object(tmp_path):
     np.testing.assert_array_equal(augment(corpus.images[0], 1, np.random.default_rng(0)), plain[:, :, ::-1])
     trainer = Trainer(config(tmp_path), NETWORK, corpus, None)
     columns = np.array([[0, 3]])
-    one, other = (trainer.train.take(np.array([0]), np.array([v]), columns) for v in (0, 1))
+    one, other = (trainer.train.take([v], [0], columns) for v in (0, 1))
     np.testing.assert_allclose(one.elevation_rad, other.elevation_rad)
     np.testing.assert_allclose(np.cos(one.azimuth_rad), -np.cos(other.azimuth_rad), atol=1e-9)
     np.testing.assert_allclose(np.sin(one.azimuth_rad), np.sin(other.azimuth_rad), atol=1e-9)
@@ -87,3 +87,27 @@ def test_impossible_training_raises(tmp_path):
         Trainer(config(tmp_path, steps=0), NETWORK, Corpus(), None)
     with pytest.raises(InputError, match="frozen"):
         Trainer(config(tmp_path), NetworkConfig.published(), Corpus(), None)
+
+
+def test_several_corpora_of_different_sizes_are_mixed(tmp_path):
+    small = Corpus()
+    small.images, small.polar_rad, small.azimuth_rad, small.radius = small.images[:1, :4], small.polar_rad[:1, :4], small.azimuth_rad[:1, :4], small.radius[:1, :4]
+    trainer = Trainer(config(tmp_path), NETWORK, [Corpus(), small], None)
+    assert [v.tokens.shape[:2] for v in trainer.train.versions] == [(2, 6), (2, 6), (1, 4), (1, 4)]
+    assert trainer.train.batch(12, 3, np.random.default_rng(0)).tokens.shape[:2] == (12, 3)
+
+
+def test_a_stretched_object_keeps_its_frame(tmp_path):
+    from relposepp.stretch import SIZE, VIEWS, StretchedCorpus, stretched_views
+    from sap3d.mesh_render import RenderMesh
+
+    corners = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.3, 0.3) for z in (-0.2, 0.2)], np.float32)
+    faces = np.array([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]], np.int32)
+    mesh = RenderMesh(corners, faces, np.zeros((12, 3, 2), np.float32), np.zeros(12, np.int32), [np.full((1, 1, 4), 200, np.uint8)])
+    images, poses = stretched_views(mesh, np.random.default_rng(0))
+    assert images.shape == (VIEWS, SIZE, SIZE, 4) and poses.shape == (VIEWS, 3)
+    assert np.ptp(mesh.vertices, axis=0).max() == pytest.approx(1, abs=1e-5) and images[..., 3].max() == 255
+    np.savez_compressed(tmp_path / "box.npz", images=images, poses=poses)
+    assert StretchedCorpus(tmp_path).images.shape == (1, VIEWS, SIZE, SIZE, 4)
+    with pytest.raises(InputError, match="no stretched"):
+        StretchedCorpus(tmp_path / "nothing")
