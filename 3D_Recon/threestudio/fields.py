@@ -37,8 +37,11 @@ class Field(torch.nn.Module, ABC):
         """The smallest detail that the field can hold, world units: the renderer's step follows it."""
 
     @abstractmethod
-    def add_variation_gradient(self, density_weight: float, colour_weight: float) -> None:
-        """Add the gradient of a total variation of density and colour to the parameters' gradients."""
+    def add_variation_gradient(self, density_weight: float, colour_weight: float, local: torch.Tensor | None = None) -> None:
+        """Add the gradient of a total variation of density and colour to the parameters' gradients.
+
+        ``local`` (X, Y, Z), cells of the box, multiplies the weights there.
+        """
 
     def normals(self, points: torch.Tensor, epsilon: float | None = None) -> torch.Tensor:
         """Unit outward normals (P, 3): minus the direction of the density's gradient, by central differences."""
@@ -90,10 +93,12 @@ class DenseGrid(Field):
     def density(self, points):
         return F.softplus(self._interpolate(points, slice(0, 1))[0]) * DENSITY_UNIT
 
-    def add_variation_gradient(self, density_weight, colour_weight):
+    def add_variation_gradient(self, density_weight, colour_weight, local=None):
         weights = torch.tensor([density_weight] + [colour_weight] * 3, device=self.values.device)
         limits = torch.tensor([1.0, 0.5, 0.5, 0.5], device=self.values.device)  # of raw values: see regularisers
-        add_variation_gradient(self.values, weights, limits)
+        if local is not None:
+            local = F.interpolate(local.permute(2, 1, 0)[None, None], self.values.shape[2:], mode="trilinear")
+        add_variation_gradient(self.values, weights, limits, local)
 
     @torch.no_grad()
     def refine(self, voxels: int) -> None:

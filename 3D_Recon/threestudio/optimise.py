@@ -102,7 +102,7 @@ class Reconstruction:
             self._enter(level, grow=True)
         if self.step % OCCUPANCY_EVERY == 0:
             self.occupancy.update(self.field)
-        if self.step % SEEING_EVERY == 0 and config.photos and (self.novel is not None or self.guidance is not None):
+        if self.step % SEEING_EVERY == 0 and config.photos:
             self.seeing = count_seeing(self.field, self.occupancy, self.cameras)
         self.generator.manual_seed((config.seed * 1_000_003 + self.step) % (1 << 62))
         for group in self.optimiser.param_groups:
@@ -121,10 +121,18 @@ class Reconstruction:
             losses["sds"] = self._distil((share - config.sds_start) / (1 - config.sds_start))
         if self.field.values.grad is None:
             self.field.values.grad = torch.zeros_like(self.field.values)
-        self.field.add_variation_gradient(config.density_variation, config.colour_variation)
+        self._smooth(share)
         self.optimiser.step()
         self.step += 1
         return losses
+
+    def _smooth(self, share: float) -> None:
+        """Total variation, which falls over time where photos see: to ``variation_where_seen`` where two do."""
+        config = self.config
+        local = None
+        if config.photos and config.variation_where_seen != 1:
+            local = config.variation_where_seen ** (share * self.seeing.clamp(max=2) / 2)
+        self.field.add_variation_gradient(config.density_variation, config.colour_variation, local)
 
     def _enter(self, level: int, grow: bool) -> None:
         """Begin a level: a finer grid, larger photos, a fresh optimiser."""
