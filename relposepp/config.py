@@ -64,20 +64,19 @@ class NetworkConfig:
 class RelPoseConfig:
     """Settings of the stage (``python -m relposepp.run``)."""
 
-    QUICK: ClassVar[tuple[str, ...]] = ("rerank_seconds=4.0",)
+    QUICK: ClassVar[tuple[str, ...]] = ("candidates=48",)
 
     weights: str = ""  # folder with model.safetensors and config.json; empty: the bundled tiny weights
     device: str = "auto"  # auto, cpu or cuda
     search: str = "look_at"  # look_at: (azimuth, elevation) a view, no roll; so3: all rotations, as published
     hypotheses: int = 5  # how many scored camera configurations are kept
-    candidates: int = 192  # how many configurations the network hands to the re-ranking
+    candidates: int = 128  # how many configurations of the search are refined and judged by the re-ranking
     azimuth_step_deg: float = 5.0  # grid of the look_at search
     elevation_step_deg: float = 5.0  # grid of the look_at search
     elevation_range_deg: tuple[float, float] = (-40.0, 70.0)  # grid of the look_at search
     queries: int = 30000  # random rotations a pair in the so3 search (the published evaluation uses 500,000)
     iterations: int = 50  # steps of coordinate ascent in the so3 search, as published
     rerank: bool = True  # re-rank the hypotheses by silhouettes, colours and features (no trained prior)
-    rerank_seconds: float = 20.0  # time limit of the re-ranking's refinement; it stops after the step it is in
     seed: int = 0  # seed of the random queries
 
 

@@ -100,7 +100,7 @@ def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], con
         hypotheses = search_look_at(reranker.search_tables(), grid, max(config.candidates, config.hypotheses))
     else:
         hypotheses = propose(scores, config)
-    return finish(reranker.run(hypotheses, config.rerank_seconds), radius, scores, config)
+    return finish(reranker.run(hypotheses), radius, scores, config)
 
 
 def look_at_grid(config: RelPoseConfig) -> Grid:

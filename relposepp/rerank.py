@@ -7,7 +7,6 @@ validation part of the corpus by ``python -m relposepp.evaluate --fit`` so that 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +20,9 @@ TERMS = ("pairs", "elevations", "outlines", "upright", *MEASURES)
 
 # By number of views (for others, the nearest one), in the order of TERMS.
 WEIGHTS: dict[int, tuple[float, ...]] = {
-    2: (0.5, 1.0, 0.1, 0.0, 20.0, 10.0, 10.0, 0.0, 0.0),
-    3: (0.5, 1.0, 0.3, 0.0, 30.0, 10.0, 20.0, 0.0, 0.0),
-    5: (0.5, 1.0, 0.5, 0.0, 30.0, 20.0, 30.0, 0.0, 0.0),
+    2: (0.72, 0.64, 0.49, 2.1, 11.6, 9.0, 63.6, 3.9, -5.6),
+    3: (0.65, 0.83, 0.94, 0.28, 20.9, 28.7, 230.0, -18.9, -28.8),
+    5: (0.61, 2.6, 2.4, 0.49, 24.1, 33.6, 368.0, -60.6, -40.4),
 }
 OUTLINES_IN_SEARCH = 0.5  # weight of the outlines' log-likelihood beside the network's in the tables of the search
 
@@ -85,19 +84,10 @@ class Reranker:
         elevation, azimuth = (np.stack([getattr(h, name) for h in hypotheses]) for name in ("elevation_rad", "azimuth_rad"))
         return self.outlines.refine(elevation, azimuth, np.broadcast_to(self.radius, elevation.shape))
 
-    def run(self, hypotheses: list[Hypothesis], seconds: float, apart_deg: float = 15.0) -> list[Hypothesis]:
-        """The refined hypotheses by their new score, best first, none within ``apart_deg`` of a better one.
-
-        Those that come first are judged first; after ``seconds`` the rest is left out.
-        """
-        begin = time.monotonic()
+    def run(self, hypotheses: list[Hypothesis], apart_deg: float = 15.0) -> list[Hypothesis]:
+        """The refined hypotheses by their new score, best first, none within ``apart_deg`` of a better one."""
         elevation, azimuth, radius = self.refine(hypotheses)
-        scores: list[np.ndarray] = []
-        for k in range(0, len(hypotheses), 16):
-            if k and time.monotonic() - begin > seconds:
-                break
-            scores.append(self.terms(elevation[k : k + 16], azimuth[k : k + 16], radius[k : k + 16]) @ self.weights)
-        score = np.concatenate(scores)
+        score = self.terms(elevation, azimuth, radius) @ self.weights
         kept: list[Hypothesis] = []
         for k in np.argsort(-score, kind="stable"):
             found = Hypothesis(elevation[k], azimuth[k], float(score[k]), radius[k])

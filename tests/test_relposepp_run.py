@@ -20,7 +20,7 @@ from tests.relposepp_spheres import TrueScores, render, write_scene
 
 ELEVATION, AZIMUTH = np.deg2rad([0.0, 30.0, 0.0, 30.0]), np.deg2rad([0.0, 90.0, 270.0, 180.0])
 CAMERAS = [Camera(np.pi / 2 - e, a) for e, a in zip(ELEVATION, AZIMUTH)]
-FAST = RelPoseConfig(azimuth_step_deg=10.0, elevation_step_deg=10.0, candidates=12, rerank_seconds=1.0)
+FAST = RelPoseConfig(azimuth_step_deg=10.0, elevation_step_deg=10.0, candidates=12)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def test_cameras_hypotheses_and_record(scene, views):
 
 
 def test_the_same_photos_give_the_same_cameras(scene):
-    first = main(scene(3), RelPoseConfig(rerank=False)).read_text()
-    main(scene(3), RelPoseConfig(rerank=False, candidates=100))
-    assert main(scene(3), RelPoseConfig(rerank=False)).read_text() == first
+    first = main(scene(3), FAST).read_text()
+    main(scene(3), RelPoseConfig(rerank=False))  # another configuration: the record no longer matches
+    assert main(scene(3), FAST).read_text() == first
 
 
 def test_so3_search_runs(scene):
@@ -150,5 +150,5 @@ def test_reranking_finds_the_true_cameras_among_wrong_ones(photos):
     generator = np.random.default_rng(1)
     wrong = [Hypothesis(ELEVATION, np.concatenate([[0.0], generator.uniform(0, 6, 3)]), 0.0) for _ in range(6)]
     noisy = Hypothesis(ELEVATION + 0.05, AZIMUTH + np.deg2rad([0, 6.0, -5.0, 4.0]), 0.0)
-    best = reranker.run([*wrong, noisy], seconds=30.0)[0]
+    best = reranker.run([*wrong, noisy])[0]
     assert rotation_angle_deg(best.rotations(), rot.look_at_rotation(ELEVATION, AZIMUTH)).max() < 10
