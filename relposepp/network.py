@@ -269,18 +269,36 @@ class RelPose(nn.Module):
         return (edges[1:] + edges[:-1]) / 2
 
 
+LARGE = 1_000_000  # a matrix of more entries is stored as 8-bit whole numbers with one scale a row
+
+
 def save_network(folder: Path, network: RelPose, half: bool = True) -> None:
-    """Write model.safetensors (fp16 unless ``half`` is false) and config.json into ``folder``."""
+    """Write model.safetensors and config.json into ``folder``.
+
+    half: fp16, and the one large matrix (``LARGE``) in 8 bits; otherwise everything as it is.
+    """
     from safetensors.torch import save_file
 
     from sap3d.scene import atomic_path, write_json
 
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    state: dict[str, torch.Tensor] = {}
+    for name, value in network.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        if half and value.is_floating_point() and value.ndim == 2 and value.numel() > LARGE:
+            scale = value.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+            state[name], state[f"{name}.scale"] = (value / scale).round().to(torch.int8), scale
+        else:
+            state[name] = value.half() if half and value.is_floating_point() else value
     with atomic_path(Path(folder) / "model.safetensors") as temporary:
         save_file(state, temporary)
     write_json(Path(folder) / "config.json", asdict(network.config))
+
+
+def _full_precision(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of ``save_network`` as fp32."""
+    scales = {name.removesuffix(".scale"): value for name, value in state.items() if name.endswith(".scale")}
+    plain = {name: value for name, value in state.items() if not name.endswith(".scale")}
+    return {name: value.float() * scales[name].float() if name in scales else value.float() for name, value in plain.items()}
 
 
 def load_network(folder: Path | str | None = None, device: str = "cpu") -> RelPose:
@@ -299,7 +317,7 @@ def load_network(folder: Path | str | None = None, device: str = "cpu") -> RelPo
         values["translation_widths"] = tuple(values["translation_widths"])
         network = RelPose(NetworkConfig(**values))
         state = load_file(folder / "model.safetensors")
-        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        network.load_state_dict(_full_precision(state))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: not weights of this RelPose++ network ({first_line(error)})") from None
     except Exception as error:  # safetensors raises its own type for damaged files

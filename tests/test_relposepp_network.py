@@ -116,3 +116,13 @@ def test_bundled_weights_are_small_and_load():
     assert (TINY_WEIGHTS / "model.safetensors").stat().st_size < 12e6
     network = load_network()
     assert not network.training and network.config.backbone == "alexnet"
+
+
+def test_compact_weights_are_near_the_full_ones(images, tmp_path):
+    torch.manual_seed(0)
+    full = RelPose(dataclasses.replace(SMALL, width=96)).eval()  # its first matrix is a large one
+    save_network(tmp_path, full)
+    compact = load_network(tmp_path)
+    with torch.no_grad():
+        a, b = full.features(images), compact.features(images)
+    assert (a - b).abs().max() < 0.05 and (tmp_path / "model.safetensors").stat().st_size < 2.5e6
