@@ -23,7 +23,7 @@ rendering = importlib.import_module("3D_Recon.threestudio.rendering")
 
 TINY = dict(
     steps=30, grid=[12, 20], level_starts=[0.0, 0.5], photo_sizes=[16, 32], rays=256, warm_start_rays=64, warm_start_size=16, occupancy_cells=16,
-    render_size=16, turntable_frames=2, turntable_size=32, mesh_cells=32, mesh_faces=800, texture_size=64, sds_every=5, device="cpu",
+    render_size=16, turntable_frames=2, turntable_size=32, mesh_cells=32, mesh_faces=800, texture_size=64, sds_every=5, warm_start=True, device="cpu",
 )  # fmt: skip
 
 
