@@ -1,7 +1,8 @@
 """Measure stage 1 against true poses, and fit the weights of the re-ranking.
 
     python -m relposepp.evaluate [key=value ...] --type GSO_dev --views 2 3 5 8 [--out results/relposepp_GSO_dev.json]
-    python -m relposepp.evaluate --fit --scenes 40 --views 2 3 5        # on the validation part of the corpus
+    python -m relposepp.evaluate --alone --type GSO_dev --views 2 3 5   # every term of the re-ranking by itself
+    python -m relposepp.evaluate --fit --scenes 82 --views 2 3 5        # on the validation part of the corpus
 
 This is evaluation: it reads the ground truth (poses/), which the stage itself never does.
 """
@@ -143,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[2, 3, 5])
     parser.add_argument("--scenes", type=int, default=40, help="most scenes a number of views")
     parser.add_argument("--fit", action="store_true", help="fit the weights of the re-ranking (on the corpus only)")
-    parser.add_argument("--candidates", type=int, default=64, help="configurations a scene for --fit")
+    parser.add_argument("--alone", action="store_true", help="choose among the same configurations by every term alone, and by all")
+    parser.add_argument("--candidates", type=int, default=96, help="configurations a scene for --fit and --alone")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the stage")
     arguments = parser.parse_args(argv)
@@ -152,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(RelPoseConfig, None, arguments.settings)
 
     from relposepp.network import load_network
-    from relposepp.rerank import TERMS
+    from relposepp.rerank import TERMS, weights_for
 
     device = resolve_device(config.device)
     network, results = load_network(config.weights, device), {}
@@ -161,15 +163,15 @@ def main(argv: list[str] | None = None) -> None:
             scenes = typed_scenes(arguments.type, views, arguments.scenes)
         else:
             scenes = corpus_scenes(arguments.corpus, arguments.part, views, arguments.scenes, 1)
-        if arguments.fit:
+        if arguments.fit or arguments.alone:
             candidates = candidate_terms(scenes, network, config, device, arguments.candidates)
-            weights = fit_weights(candidates)
-            print(f"{views} views: weights {dict(zip(TERMS, np.round(weights, 3)))}")
+            weights = fit_weights(candidates) if arguments.fit else weights_for(views)
+            print(f"{views} views: weights {', '.join(f'{name} {w:.3g}' for name, w in zip(TERMS, weights))}")
             chosen = {"all": weights} | {name: np.eye(len(TERMS))[k] for k, name in enumerate(TERMS)}
             for name, w in chosen.items():
                 errors = np.array([e[np.argmax(t @ w)] for t, e in candidates])
                 print(f"  {name:18s} mean {errors.mean():5.1f}  median {np.median(errors):5.1f}  under 30: {np.mean(errors < 30):.2f}")
-            print(f"  best candidate     mean {np.mean([e.min() for _, e in candidates]):5.1f}")
+            print(f"  best candidate     mean {np.mean([e.min() for _, e in candidates]):5.1f}", flush=True)
             continue
         figures, table = measure(scenes, network, config, device)
         results[str(views)] = {"summary": figures, "scenes": table}

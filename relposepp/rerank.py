@@ -20,11 +20,16 @@ TERMS = ("pairs", "elevations", "outlines", "upright", *MEASURES)
 
 # By number of views (for others, the nearest one), in the order of TERMS.
 WEIGHTS: dict[int, tuple[float, ...]] = {
-    2: (0.72, 0.64, 0.49, 2.1, 11.6, 9.0, 63.6, 3.9, -5.6),
-    3: (0.65, 0.83, 0.94, 0.28, 20.9, 28.7, 230.0, -18.9, -28.8),
-    5: (0.61, 2.6, 2.4, 0.49, 24.1, 33.6, 368.0, -60.6, -40.4),
+    2: (0.72, 0.54, 0.44, 0.03, 11.6, 9.7, 66.0, -7.7, 1.2),
+    3: (1.06, 0.61, 0.81, 0.84, 21.0, 20.8, 197.0, -0.2, -30.5),
+    5: (3.44, 1.99, 1.82, -0.63, 30.7, 31.2, 366.0, -48.9, -40.9),
 }
 OUTLINES_IN_SEARCH = 0.5  # weight of the outlines' log-likelihood beside the network's in the tables of the search
+
+
+def weights_for(views: int) -> np.ndarray:
+    """The fitted weights (len(TERMS),) of the nearest number of views."""
+    return np.array(WEIGHTS[min(WEIGHTS, key=lambda n: (abs(n - views), n))])
 
 
 @dataclass
@@ -46,7 +51,7 @@ class Reranker:
 
     @property
     def weights(self) -> np.ndarray:
-        return np.array(WEIGHTS[min(WEIGHTS, key=lambda n: (abs(n - self.outlines.views), n))])
+        return weights_for(self.outlines.views)
 
     def search_tables(self) -> Tables:
         """The tables with the outlines' opinion added."""
