@@ -128,6 +128,17 @@ def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
     assert figures(scene) == figures(reference)
 
 
+def test_number_of_threads():
+    """As many as there are free cores, at least one; what the user has set stays."""
+    script = (REPOSITORY / "run_pipeline.sh").read_text()
+    function = script[script.index("choose_threads() {") : script.index("# --- stages")]
+    for given in (None, "3"):
+        variables = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | ({"OMP_NUM_THREADS": given} if given else {})
+        done = subprocess.run(["sh", "-euc", function + "\nchoose_threads; echo $OMP_NUM_THREADS"], env=variables, capture_output=True, text=True)
+        threads = done.stdout.split()[-1]
+        assert threads == given if given else 1 <= int(threads) <= os.cpu_count()
+
+
 def test_many_objects(undisturbed):
     """A finished object, one with a single photo (nothing to train on: the base model carries it), and a broken one."""
     scene, _ = undisturbed
