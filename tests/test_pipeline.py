@@ -124,7 +124,9 @@ def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
     assert kills >= 4  # a late moment may come too late on a fast machine
     run(tmp_path)
     expected = outputs(reference.root)
-    assert len(expected) > 180 and outputs(tmp_path) == expected
+    found = outputs(tmp_path)
+    assert len(expected) > 180 and sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
     assert figures(scene) == figures(reference)
 
 
