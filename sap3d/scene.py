@@ -1,12 +1,13 @@
 """Where every file of an object lives, and how it is written so that a kill at any moment does no harm.
 
-``Scene`` owns the paths of the on-disk contract (docs/conventions.md). Files are written under a temporary name and
+``Scene`` owns the paths of the on-disk contract (docs/conventions.md). Files are written in a temporary folder and
 renamed; a stage writes a completion record last, and is skipped only when its record matches.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -156,34 +157,77 @@ def _camera(elevation_deg: float, azimuth_deg: float, radius: float, fov_deg: fl
 # --- atomic writes ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file name beside ``path`` (same suffix) that is renamed to it when the block ends without an error."""
+    """A file of the same name in a temporary folder beside ``path`` that is renamed to it when the block ends without an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary_folder(path) as folder:
+        yield folder / path.name
+        os.chmod(folder / path.name, 0o644)
+        os.replace(folder / path.name, path)
 
 
 @contextlib.contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place (an old one is removed) when the block ends well."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)
+    with _temporary_folder(path) as folder:
+        yield folder
+        os.chmod(folder, 0o755)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        os.replace(folder, path)
+
+
+_TEMPORARY = re.compile(r"\..+\.tmp-[a-z0-9_]{8}")
+_swept: set[Path] = set()  # folders where this process has looked for leftovers
+
+
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder ``.<name>.tmp-<random>`` beside ``path``, locked while the block runs and removed after it.
+
+    A process that is killed leaves it behind, but not the lock: the next process that writes beside it removes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent.resolve()
+    if beside not in _swept:
+        remove_leftovers(beside)
+        _swept.add(beside)
+    folder = lock = None
+    while folder is None:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        try:
+            lock = _lock(folder)
+        except (BlockingIOError, FileNotFoundError):  # between the two lines another process took it for a leftover
+            folder = None
+        except OSError:  # a file system without locks, where leftovers stay
+            pass
+    try:
+        yield folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that locks ``folder`` until it is closed or the process ends; an OSError when it is locked or gone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(folder)  # it may have been removed just before
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders in ``folder`` that killed processes left; those of running ones are locked and stay."""
+    for entry in [entry for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]:
+        with contextlib.suppress(OSError):
+            lock = _lock(Path(entry.path))
+            shutil.rmtree(entry.path, ignore_errors=True)
+            os.close(lock)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Scene files: paths, camera files, atomic writes and completion records, also under SIGKILL."""
 
+import errno
 import json
 import os
 import signal
@@ -112,6 +113,63 @@ def test_an_error_while_writing_leaves_the_old_folder(tmp_path):
         (folder / "3.txt").write_text("3")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["out"] and (tmp_path / "out/2.txt").is_file()
+
+
+TEMPORARY = """
+import sys, time
+from pathlib import Path
+from sap3d.scene import atomic_dir, atomic_path
+with atomic_path(Path(sys.argv[1]) / "file.json") as file, atomic_dir(Path(sys.argv[1]) / "out") as folder:
+    file.write_text("half")
+    (folder / "a").mkdir()
+    (folder / "a" / "1.txt").write_text("half")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_kill_leaves_is_removed_and_what_runs_is_not(tmp_path, monkeypatch):
+    """By whoever writes the same or another file beside it next, and at the first time only."""
+    monkeypatch.setattr(scenes, "_swept", set())
+    command = [sys.executable, "-c", TEMPORARY, str(tmp_path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as dead, subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as alive:
+        for process in (dead, alive):
+            process.stdout.readline()
+        (tmp_path / ".mine.tmp-12345678").write_text("a file, not one of ours")
+        (tmp_path / ".other").mkdir()
+        dead.kill()
+        dead.wait()
+        before = set(os.listdir(tmp_path))
+        assert len(before) == 6  # two temporary folders of each
+        write_json(tmp_path / "another.json", 1)
+        left = set(os.listdir(tmp_path))
+        assert len(left & before) == 4 and "another.json" in left
+        for folder in (path for path in tmp_path.glob(".*.tmp-*") if path.is_dir()):
+            assert (folder / "file.json").exists() or (folder / "a" / "1.txt").exists()  # what is being written is whole
+        alive.kill()
+        alive.wait()
+    write_json(tmp_path / "another.json", 2)  # this process has looked already
+    assert set(os.listdir(tmp_path)) == left
+    scenes.remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == {"another.json", ".mine.tmp-12345678", ".other"}
+
+
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(scenes.fcntl, "flock", refuse)
+    (tmp_path / ".value.json.tmp-abcdefgh").mkdir()
+    write_json(tmp_path / "value.json", 1)
+    assert sorted(os.listdir(tmp_path)) == [".value.json.tmp-abcdefgh", "value.json"]
+
+
+def test_two_writers_at_a_time(tmp_path):
+    """Each looks for leftovers while the others write: nothing that lives is taken away, nothing is left."""
+    code = "import sys; from pathlib import Path; from sap3d import scene\nfor k in range(150): scene._swept.clear(); scene.write_json(Path(sys.argv[1]) / 'value.json', k)"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert os.listdir(tmp_path) == ["value.json"] and read_json(tmp_path / "value.json") == 149
 
 
 def test_json_that_is_none(tmp_path):
