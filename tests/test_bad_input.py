@@ -16,6 +16,7 @@ from sap3d.scene import REPOSITORY, Scene, file_hash, write_cameras, write_json
 from sap3d.zero123 import save_personal, tiny_random_model
 from sap3d.zero123.personal import weights_hash
 
+QUICK_SETTINGS = ("steps=1", "grid=[8]", "level_starts=[0.0]", "photo_sizes=[16]", "render_size=16", "turntable_frames=1", "mesh_cells=16", "texture_size=64")
 STAGES = ("relposepp.run", "camerabooth.run", "3D_Recon.threestudio.launch")
 VIEWS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90), "002": Camera.from_degrees(10, 200)}
 
@@ -162,11 +163,12 @@ def test_missing_cameras(scene, capsys, monkeypatch, module, which):
 
 
 def test_missing_and_damaged_novel_views(scene, capsys, monkeypatch, model_folder):
-    stage = "3D_Recon.threestudio.launch"
+    """They are read for the warm start alone; the other settings only make a run short that should have been refused."""
+    stage, settings = "3D_Recon.threestudio.launch", ("warm_start=true", f"model={model_folder}", *QUICK_SETTINGS)
     (scene.nvs_dir / "preds/040.png").write_text("x")
-    assert "040.png" in refused(capsys, monkeypatch, stage, f"model={model_folder}")
+    assert "040.png: is not an image" in refused(capsys, monkeypatch, stage, *settings)
     (scene.nvs_dir / "preds/040.png").unlink()
-    assert "040.png" in refused(capsys, monkeypatch, stage, f"model={model_folder}")
+    assert "040.png is missing" in refused(capsys, monkeypatch, stage, *settings)
 
 
 @pytest.mark.parametrize("content", (b"", b"x" * 100, None))
@@ -177,7 +179,7 @@ def test_damaged_personal_model(scene, capsys, monkeypatch, model_folder, conten
     else:
         path.write_bytes(content)
     before = contents(scene.root)
-    assert "personal.safetensors" in refused(capsys, monkeypatch, "3D_Recon.threestudio.launch", f"model={model_folder}")
+    assert "personal.safetensors" in refused(capsys, monkeypatch, "3D_Recon.threestudio.launch", f"model={model_folder}", *QUICK_SETTINGS)
     assert contents(scene.root) == before
 
 
