@@ -14,14 +14,15 @@ class CameraTable(nn.Module):
     """Polar angle, azimuth and radius of N views.
 
     ``delta`` (N, 3) holds d_polar (radians), d_azimuth (radians), d_log_radius. The first view's azimuth is the gauge
-    and stays. A common change of all polar angles does not move the condition (it sees differences only), so test-time
-    training cannot repair absolute elevation.
+    and stays. The published condition sees differences of polar angles only, so with it test-time training cannot repair
+    a common error in elevation; a plane sweep sees the polar angles themselves.
     """
 
     def __init__(self, cameras: Mapping[str, Camera]):
         super().__init__()
         self.names = list(cameras)
         self.fov_rad = [c.fov_rad for c in cameras.values()]
+        self.register_buffer("tangent", torch.tensor(self.fov_rad, dtype=torch.float64).div(2).tan())
         self.register_buffer("initial", torch.tensor([[c.polar_rad, c.azimuth_rad, c.radius] for c in cameras.values()], dtype=torch.float64))
         self.delta = nn.Parameter(torch.zeros(len(self.names), 3, dtype=torch.float64))
         free = torch.ones(len(self.names), 3, dtype=torch.float64)
@@ -35,11 +36,18 @@ class CameraTable(nn.Module):
         return torch.stack([polar, self.initial[:, 1] + delta[:, 1], self.initial[:, 2] * delta[:, 2].exp()], dim=1)
 
     def pose(self, target: Tensor, condition: Tensor, mirrored: Tensor | None = None) -> Tensor:
-        """Zero-1-to-3's T (B, 4) for view indices (B,); a mirrored pair has the azimuth difference's sign changed."""
+        """Poses (..., 8) of ``sap3d.cameras.pose_condition`` for view indices that broadcast; differentiable.
+
+        mirrored: of the targets' shape (B,); a mirrored pair has the azimuth difference's sign changed.
+        """
         values = self.values()
-        difference = values[target] - values[condition]
-        azimuth = difference[:, 1] if mirrored is None else torch.where(mirrored, -difference[:, 1], difference[:, 1])
-        return torch.stack([difference[:, 0], azimuth.sin(), azimuth.cos(), difference[:, 2]], dim=1).float()
+        target, condition = torch.broadcast_tensors(target, condition)
+        difference, start = values[target] - values[condition], values[condition]
+        azimuth = difference[..., 1]
+        if mirrored is not None:
+            azimuth = torch.where(mirrored.view(-1, *[1] * (azimuth.ndim - 1)), -azimuth, azimuth)
+        parts = [difference[..., 0], azimuth.sin(), azimuth.cos(), difference[..., 2], start[..., 0], start[..., 2], self.tangent[condition], self.tangent[target]]
+        return torch.stack(parts, dim=-1).float()
 
     def anchor_loss(self) -> Tensor:
         return (self.delta * self.free).square().sum(1).mean().float()

@@ -35,8 +35,9 @@ class BoothConfig:
     # Novel views
     nvs_steps: int = 20  # DDIM steps
     guidance_scale: float = 3.0
-    condition_strategy: str = "near"  # nearest, near (nearer is likelier), random or first: the view that conditions a step
-    nvs_batch_size: int = 28  # views denoised together
+    # The photos that condition a step: all of them at once, or one: near (nearer is likelier), nearest, random or first.
+    condition_strategy: str = "auto"  # auto takes all where the model has a plane sweep, else near
+    nvs_batch_size: int = 12  # views denoised together
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
     QUICK: ClassVar[tuple[str, ...]] = ("steps=30", "steps_per_extra_view=5", "batch_size=8", "nvs_steps=6")
@@ -46,7 +47,7 @@ _CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
     "trained": ("unet", "attention", "projection"),
     "regulariser": ("similar", "random", "none"),
-    "condition_strategy": ("nearest", "near", "random", "first"),
+    "condition_strategy": ("auto", "all", "nearest", "near", "random", "first"),
 }
 
 

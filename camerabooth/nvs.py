@@ -20,14 +20,16 @@ CONDITION_SIZE = 256  # the largest picture any of the encoders uses
 
 
 def photos_over_white(images: Mapping[str, np.ndarray], size: int = CONDITION_SIZE) -> Tensor:
-    """Photos keyed by view name as a tensor (N, 3, size, size) over white, in the mapping's order."""
-    return torch.stack([torch.from_numpy(composite_white(resize(image, size))).permute(2, 0, 1) for image in images.values()])
+    """Photos keyed by view name as a tensor (N, 4, size, size), colour over white and coverage, in the mapping's order."""
+    resized = [resize(image, size) for image in images.values()]
+    views = [np.concatenate([composite_white(image), image[..., 3:]], -1) for image in resized]
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
 
 
 def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:
-    """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``."""
+    """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``; photos (N, 4, S, S)."""
     with torch.no_grad():
-        features = model.encode_condition(photos)
+        features = model.encode_condition(photos[:, :3], photos[:, 3:])
     with Progress("camerabooth novel views", len(targets)) as progress, compute_context(config.precision, model.device)():
         images = sample_views(
             model, features, list(condition_cameras.values()), list(targets.values()), config.nvs_steps, config.guidance_scale,

@@ -87,7 +87,7 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     model = load_zero123(config.model or None, device)
     base = weights_hash(model)
     photos = photos_over_white(images).to(device)
-    regularisers = choose_regularisers(scene, photos, config.regulariser, config.regulariser_objects, config.seed)
+    regularisers = choose_regularisers(scene, photos[:, :3], config.regulariser, config.regulariser_objects, config.seed)
     table = CameraTable(initial).to(device)
     checkpoint = folder / "checkpoint.pt"
     fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror), config, checkpoint, run_fingerprint)

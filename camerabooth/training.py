@@ -40,8 +40,8 @@ def trained_parameters(model: Zero123, choice: str) -> list[str]:
 class PhotoPairs:
     """Everything of the photos and the regulariser objects that training needs, encoded once.
 
-    Index layout of ``features`` and ``latents``: the photos, then (with ``mirror``) the mirrored photos; likewise for
-    the regularisers, V views an object.
+    photos: (N, 4, S, S), colour over white and coverage. Index layout of ``features`` and ``latents``: the photos, then (with
+    ``mirror``) the mirrored photos. A model that takes sets of conditions is trained with 1 .. N - 1 of them.
     """
 
     @torch.no_grad()
@@ -49,38 +49,54 @@ class PhotoPairs:
         self.count = len(photos)
         both = torch.cat([photos, photos.flip(-1)]) if mirror else photos
         self.mirror = mirror
-        self.features, self.latents = model.encode_condition(both), model.encode_target(both)
+        self.largest_set = max(self.count - 1, 1) if model.takes_sets else 1
+        self.features, self.latents = _encode(model, both)
         self.pairs = torch.tensor([(i, j) for i in range(self.count) for j in range(self.count) if i != j])
         self.regulariser_cameras = [item.cameras for item in regularisers]
         if regularisers:
-            views = torch.cat([torch.from_numpy(item.over_white().copy()) for item in regularisers]).to(photos.device)
+            views = torch.cat([torch.from_numpy(item.over_white_with_cover()) for item in regularisers]).to(photos.device)
             views = views.permute(0, 3, 1, 2).float() / 255
-            parts = [model.encode_condition(chunk) for chunk in views.split(32)]
-            self.regulariser_features = ConditionFeatures(torch.cat([p.concat for p in parts]), torch.cat([p.tokens for p in parts]))
-            self.regulariser_latents = torch.cat([model.encode_target(chunk) for chunk in views.split(32)])
+            parts = [_encode(model, chunk) for chunk in views.split(32)]
+            self.regulariser_features = ConditionFeatures.cat([features for features, _ in parts])
+            self.regulariser_latents = torch.cat([latents for _, latents in parts])
+            self.regulariser_starts = np.cumsum([0] + [len(c) for c in self.regulariser_cameras])
 
-    def photo_batch(self, rng: np.random.Generator, size: int, step: int):
-        """(features, latents, target index, condition index, mirrored): every ordered pair once before any repeats."""
+    def set_size(self, rng: np.random.Generator) -> int:
+        """How many conditions a step's predictions have: one in half of the steps, any number up to N - 1 in the others."""
+        return 1 if self.largest_set == 1 or rng.random() < 0.5 else int(rng.integers(2, self.largest_set + 1))
+
+    def photo_batch(self, rng: np.random.Generator, size: int, step: int, conditions: int = 1):
+        """(features of (B, M), latents, target (B,), condition (B, M), mirrored (B,)).
+
+        Targets and first conditions go through all ordered pairs before any repeats; further conditions are drawn from
+        the other photos.
+        """
         total = len(self.pairs)
         order = [int(np.random.default_rng([step_ // total, 77]).permutation(total)[step_ % total]) for step_ in range(step * size, (step + 1) * size)]
-        target, condition = self.pairs[order].T
+        target, first = self.pairs[order].T
+        others = [rng.permutation([k for k in range(self.count) if k != i and k != j])[: conditions - 1] for i, j in zip(target.tolist(), first.tolist())]
+        condition = torch.cat([first[:, None], torch.from_numpy(np.array(others, dtype=np.int64).reshape(size, conditions - 1))], dim=1)
         mirrored = torch.from_numpy(rng.random(size) < 0.5) if self.mirror else torch.zeros(size, dtype=torch.bool)
         shift = mirrored.long() * self.count
-        return self.features[condition + shift], self.latents[target + shift], target, condition, mirrored
+        return self.features[condition + shift[:, None]], self.latents[target + shift], target, condition, mirrored
 
-    def regulariser_batch(self, rng: np.random.Generator, size: int):
-        """(features, latents, pose) of ``size`` random ordered pairs of views of random regulariser objects."""
-        objects = rng.integers(len(self.regulariser_cameras), size=size)
+    def regulariser_batch(self, rng: np.random.Generator, size: int, conditions: int = 1):
+        """(features of (B, M), latents (B, ...), pose (B, M, 8)) of views of random regulariser objects."""
         rows, targets, poses = [], [], []
-        for index in objects:
+        for index in rng.integers(len(self.regulariser_cameras), size=size):
             cameras = self.regulariser_cameras[index]
-            start = sum(len(c) for c in self.regulariser_cameras[:index])
-            condition, target = rng.permutation(len(cameras))[:2]
-            rows.append(start + condition)
-            targets.append(start + target)
-            poses.append(pose_condition(cameras[target], cameras[condition]))
+            target, *chosen = rng.permutation(len(cameras))[: conditions + 1]
+            chosen = [chosen[k % len(chosen)] for k in range(conditions)]  # an object of few views repeats some
+            rows.append([int(self.regulariser_starts[index] + k) for k in chosen])
+            targets.append(int(self.regulariser_starts[index] + target))
+            poses.append([pose_condition(cameras[target], cameras[k]) for k in chosen])
         pose = torch.tensor(np.array(poses), dtype=torch.float32, device=self.regulariser_latents.device)
         return self.regulariser_features[torch.tensor(rows)], self.regulariser_latents[torch.tensor(targets)], pose
+
+
+def _encode(model: Zero123, views: Tensor) -> tuple[ConditionFeatures, Tensor]:
+    """Condition features and target latents of views (B, 4, S, S), colour over white and coverage."""
+    return model.encode_condition(views[:, :3], views[:, 3:]), model.encode_target(views[:, :3])
 
 
 def total_steps(config: BoothConfig, views: int) -> int:
@@ -153,12 +169,13 @@ def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[st
 def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, step: int) -> dict[str, Tensor]:
     rng = np.random.default_rng([config.seed, step])
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    features, latents, target, condition, mirrored = data.photo_batch(rng, config.batch_size, step)
-    pose = table.pose(target, condition, mirrored)
+    conditions = data.set_size(rng)
+    features, latents, target, condition, mirrored = data.photo_batch(rng, config.batch_size, step, conditions)
+    pose = table.pose(target[:, None], condition, mirrored)
     losses = {"regulariser": pose.new_zeros(())}
     if data.regulariser_cameras and config.regulariser_batch > 0:
-        more_features, more_latents, more_pose = data.regulariser_batch(rng, config.regulariser_batch)
-        features = ConditionFeatures(torch.cat([features.concat, more_features.concat]), torch.cat([features.tokens, more_features.tokens]))
+        more_features, more_latents, more_pose = data.regulariser_batch(rng, config.regulariser_batch, conditions)
+        features = ConditionFeatures.cat([features, more_features])
         latents, pose = torch.cat([latents, more_latents]), torch.cat([pose, more_pose])
     error = diffusion_error(model, features, latents, pose, generator, config.drop_condition, config.snr_gamma)
     losses["photos"] = error[: config.batch_size].mean()

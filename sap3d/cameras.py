@@ -116,12 +116,19 @@ def camera_from_pose(camera_from_world: np.ndarray, fov_rad: float = FOV_RAD) ->
 
 
 def pose_condition(target: Camera, condition: Camera) -> np.ndarray:
-    """Zero-1-to-3's T, shape (4,): [polar_t - polar_c, sin(d_azimuth), cos(d_azimuth), radius_t - radius_c].
+    """What a model is told of the two cameras, shape (8,): Zero-1-to-3's T, and what fixes the cameras completely.
 
-    Zero-1-to-3 (arXiv 2303.11328), section 3.2; signs as in its training data loader: target minus condition.
+    The first four are T = [polar_t - polar_c, sin(d_azimuth), cos(d_azimuth), radius_t - radius_c] (arXiv 2303.11328, section
+    3.2; signs as in its training data loader: target minus condition), all that the published model sees. Then the polar
+    angle and the radius of the condition camera, and the tangents of half the fields of view, condition and target.
     """
     delta = target.azimuth_rad - condition.azimuth_rad
-    return np.array([target.polar_rad - condition.polar_rad, np.sin(delta), np.cos(delta), target.radius - condition.radius])
+    return np.array(
+        [
+            target.polar_rad - condition.polar_rad, np.sin(delta), np.cos(delta), target.radius - condition.radius,
+            condition.polar_rad, condition.radius, np.tan(condition.fov_rad / 2), np.tan(target.fov_rad / 2),
+        ]
+    )  # fmt: skip
 
 
 def rays(camera_from_world: np.ndarray, fov_rad: float, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

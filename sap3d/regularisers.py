@@ -36,6 +36,10 @@ class RegulariserObject:
         """(V, S, S, 3) uint8 over white."""
         return self.images[..., :3] + (255 - self.images[..., 3:])
 
+    def over_white_with_cover(self) -> np.ndarray:
+        """(V, S, S, 4) uint8: colour over white, and coverage."""
+        return np.concatenate([self.over_white(), self.images[..., 3:]], -1)
+
 
 def list_regularisers(folder: Path) -> list[str]:
     """Ids of all objects in ``folder``, sorted; empty when the folder does not exist."""

@@ -117,7 +117,7 @@ def test_every_ordered_pair_is_used_before_any_repeats(count, batch):
     seen = []
     for step in range(40):
         _, _, target, condition, _ = data.photo_batch(np.random.default_rng(step), batch, step)
-        seen += list(zip(target.tolist(), condition.tolist()))
+        seen += list(zip(target.tolist(), condition[:, 0].tolist()))
     every = {(i, j) for i in range(count) for j in range(count) if i != j}
     for start in range(0, len(seen) - len(every) + 1, len(every)):
         assert set(seen[start : start + len(every)]) == every
@@ -131,8 +131,21 @@ def test_batches_hold_the_views_they_name():
     assert mirrored.any() and not mirrored.all()
     for row in range(12):
         turn = (lambda x: x.flip(-1)) if mirrored[row] else (lambda x: x)
-        assert torch.allclose(latents[row], model.encode_target(turn(photos[target[row]])[None])[0], atol=1e-5)
-        assert torch.allclose(features.concat[row], model.encode_condition(turn(photos[condition[row]])[None]).concat[0], atol=1e-5)
+        expected_features, expected_latents = training._encode(model, turn(photos[torch.stack([target[row], condition[row, 0]])]))
+        assert torch.allclose(latents[row], expected_latents[0], atol=1e-5)
+        assert torch.allclose(features.concat[row, 0], expected_features.concat[1], atol=1e-5)
+
+
+def test_sets_of_conditions_never_hold_the_target_or_a_photo_twice():
+    data = pairs_of(tiny_random_model(0), 4)
+    for conditions in (1, 2, 3):
+        features, _, target, condition, _ = data.photo_batch(np.random.default_rng(0), 12, 0, conditions)
+        assert condition.shape == (12, conditions) == features.tokens.shape[:2]
+        assert all(len({t, *c}) == conditions + 1 for t, c in zip(target.tolist(), condition.tolist()))
+    sizes = {data.set_size(np.random.default_rng(k)) for k in range(40)}
+    assert sizes == {1, 2, 3}
+    published = pairs_of(tiny_random_model(0, planes=0), 4)
+    assert {published.set_size(np.random.default_rng(k)) for k in range(40)} == {1}
 
 
 @pytest.mark.parametrize("count", (2, 3, 4, 5, 20))
@@ -246,7 +259,7 @@ def test_condition_features_are_computed_once(monkeypatch):
     model = tiny_random_model(0)
     calls = []
     original = model.encode_condition
-    monkeypatch.setattr(model, "encode_condition", lambda images: calls.append(len(images)) or original(images))
+    monkeypatch.setattr(model, "encode_condition", lambda images, cover: calls.append(len(images)) or original(images, cover))
     config = BoothConfig(**FAST | {"nvs_batch_size": 10})
     targets = protocol_test_cameras()
     found = novel_views(model, photos_over_white(PHOTOS, 64), VIEWS, targets, config)

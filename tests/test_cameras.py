@@ -64,14 +64,17 @@ def test_wrap_around():
 def test_pose_condition_signs():
     reference = Camera.from_degrees(0, 0)
     higher, turned, farther = Camera.from_degrees(30, 0), Camera.from_degrees(0, 90), Camera.from_degrees(0, 0, 1.9)
-    assert cameras.pose_condition(reference, reference) == pytest.approx([0, 0, 1, 0])
-    assert cameras.pose_condition(higher, reference) == pytest.approx([-np.deg2rad(30), 0, 1, 0])  # polar angle falls when rising
-    assert cameras.pose_condition(turned, reference) == pytest.approx([0, 1, 0, 0])  # target minus condition
-    assert cameras.pose_condition(reference, turned) == pytest.approx([0, -1, 0, 0])
-    assert cameras.pose_condition(farther, reference) == pytest.approx([0, 0, 1, 0.4])
+    published = lambda target, condition: cameras.pose_condition(target, condition)[:4]  # noqa: E731
+    assert published(reference, reference) == pytest.approx([0, 0, 1, 0])
+    assert published(higher, reference) == pytest.approx([-np.deg2rad(30), 0, 1, 0])  # polar angle falls when rising
+    assert published(turned, reference) == pytest.approx([0, 1, 0, 0])  # target minus condition
+    assert published(reference, turned) == pytest.approx([0, -1, 0, 0])
+    assert published(farther, reference) == pytest.approx([0, 0, 1, 0.4])
     for azimuth in AZIMUTHS:  # only the difference counts, and it passes through the wrap-around
-        moved = cameras.pose_condition(turned.with_azimuth_offset(azimuth), reference.with_azimuth_offset(azimuth))
+        moved = published(turned.with_azimuth_offset(azimuth), reference.with_azimuth_offset(azimuth))
         assert moved == pytest.approx([0, 1, 0, 0], abs=1e-9)
+    narrow = Camera(1.2, 0.5, 1.7, 0.6)  # beyond the published four: what fixes both cameras
+    assert cameras.pose_condition(narrow, farther)[4:] == pytest.approx([np.pi / 2, 1.9, np.tan(np.deg2rad(49.1) / 2), np.tan(0.3)])
 
 
 def test_rays_and_pixel_centres():

@@ -23,6 +23,14 @@ TARGETS = [Camera.from_degrees(e, a) for e, a in ((0, 0), (30, 100), (-20, 200),
 CONDITIONS = [Camera.from_degrees(0, 0), Camera.from_degrees(30, 90), Camera.from_degrees(0, 270, 1.7)]
 
 
+def poses(targets, conditions):
+    return torch.tensor(np.array([pose_condition(t, c) for t, c in zip(targets, conditions)]), dtype=torch.float32)
+
+
+POSES = poses([Camera.from_degrees(10, 40)] * 2, [Camera.from_degrees(15, 0)] * 2)
+OTHER_POSES = poses([Camera.from_degrees(30, -50, 1.7)] * 2, [Camera.from_degrees(5, 0)] * 2)
+
+
 def smooth_images(count, size=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
@@ -91,8 +99,9 @@ def test_wrong_shapes_raise(model, features):
     for call in (
         lambda: model.encode_target(torch.zeros(3, 32, 32)),
         lambda: model.encode_condition(torch.zeros(1, 4, 64, 64)),
-        lambda: model.predict(noisy, t, features[[0, 1]], torch.zeros(1, 4)),
-        lambda: model.predict(noisy, t, features[[0, 1]], torch.zeros(2, 3)),
+        lambda: model.predict(noisy, t, features[[0, 1]], torch.zeros(1, 8)),
+        lambda: model.predict(noisy, t, features[[0, 1]], torch.zeros(2, 4)),
+        lambda: model.predict(noisy, t, features[[[0, 1], [1, 2]]], torch.zeros(2, 3, 8)),
     ):
         with pytest.raises(ValueError):
             call()
@@ -111,20 +120,23 @@ def test_camera_projection_starts_as_the_identity_on_tokens():
 
 @torch.no_grad()
 def test_dropping_conditions(model, features):
-    noisy, t, pose = torch.randn(2, 12, 8, 8), torch.tensor([100, 900]), torch.tensor([[0.1, 0.5, 0.8, 0.0]] * 2)
-    other = torch.tensor([[-0.4, -0.5, 0.8, 0.2]] * 2)
+    noisy, t, pose = torch.randn(2, 12, 8, 8), torch.tensor([100, 900]), POSES
+    other = OTHER_POSES
     on, off = torch.ones(2), torch.zeros(2)
     predict = lambda which, pose, tokens, concat: model.predict(noisy, t, features[which], pose, tokens, concat)  # noqa: E731
     assert torch.allclose(predict([0, 0], pose, off, off), predict([1, 2], other, off, off), atol=1e-5)  # nothing of the condition is left
     for tokens, concat in ((on, on), (on, off), (off, on)):
         assert not torch.allclose(predict([0, 0], pose, tokens, concat), predict([1, 2], pose, tokens, concat), atol=1e-4)
     assert not torch.allclose(predict([0, 0], pose, on, off), predict([0, 0], other, on, off), atol=1e-5)  # the pose comes with the tokens
-    assert torch.allclose(predict([0, 0], pose, off, on), predict([0, 0], other, off, on), atol=1e-5)
+    assert not torch.allclose(predict([0, 0], pose, off, on), predict([0, 0], other, off, on), atol=1e-5)  # and with the sweep
+    plain = tiny_random_model(0, planes=0)
+    concatenated = plain.encode_condition(smooth_images(3, 64))[[0, 0]]
+    assert torch.allclose(plain.predict(noisy, t, concatenated, pose, off, on), plain.predict(noisy, t, concatenated, other, off, on), atol=1e-5)
 
 
 @torch.no_grad()
 def test_guidance_extrapolates_from_the_unconditional_prediction(model, features):
-    noisy, t, pose = torch.randn(2, 12, 8, 8), torch.tensor([100, 900]), torch.tensor([[0.1, 0.5, 0.8, 0.0]] * 2)
+    noisy, t, pose = torch.randn(2, 12, 8, 8), torch.tensor([100, 900]), POSES
     conditional = model.predict(noisy, t, features[[0, 1]], pose)
     unconditional = model.predict(noisy, t, features[[0, 1]], pose, torch.zeros(2), torch.zeros(2))
     for scale in (0.0, 1.0, 3.0, 7.5):
@@ -192,31 +204,44 @@ def test_batch_size_does_not_change_the_views(model, features):
     assert not torch.allclose(views[0], again, atol=1e-2)
 
 
+def recorded_conditions(model, monkeypatch):
+    seen, original = [], model.conditions
+    monkeypatch.setattr(model, "conditions", lambda f, pose: seen.append((f, pose)) or original(f, pose))
+    return seen
+
+
 def test_sampler_gives_the_pose_of_target_minus_condition(model, features, monkeypatch):
-    seen = []
-    original = model.predict_guided
-    monkeypatch.setattr(model, "predict_guided", lambda noisy, t, f, pose, scale: seen.append((f, pose)) or original(noisy, t, f, pose, scale))
+    seen = recorded_conditions(model, monkeypatch)
     sample_views(model, features, CONDITIONS, TARGETS, steps=4, strategy="near", seed=1)
     assert len(seen) == 4
     used = set()
-    for chosen, poses in seen:
-        for row, pose in enumerate(poses):
-            which = next(k for k in range(3) if torch.equal(chosen.concat[row], features.concat[k]))
+    for chosen, found in seen:
+        for row, pose in enumerate(found):
+            which = next(k for k in range(3) if torch.equal(chosen.concat[row, 0], features.concat[k]))
             used.add(which)
-            assert pose.numpy() == pytest.approx(pose_condition(TARGETS[row], CONDITIONS[which]), abs=1e-6)
+            assert pose[0].numpy() == pytest.approx(pose_condition(TARGETS[row], CONDITIONS[which]), abs=1e-6)
     assert len(used) > 1  # stochastic conditioning
+
+
+def test_all_photos_condition_every_step_and_are_prepared_once(model, features, monkeypatch):
+    seen = recorded_conditions(model, monkeypatch)
+    sample_views(model, features, CONDITIONS, TARGETS, steps=4, batch_size=5)
+    assert len(seen) == 1 and torch.equal(seen[0][0].concat[4], features.concat)
+    assert seen[0][1][4].numpy() == pytest.approx(np.stack([pose_condition(TARGETS[4], c) for c in CONDITIONS]), abs=1e-6)
+    with pytest.raises(InputError, match="plane sweep"):
+        sample_views(published_form(), features, CONDITIONS, TARGETS, strategy="all")
 
 
 def test_sampler_finds_what_a_perfect_model_knows(model, features, monkeypatch):
     """With predictions that point at known latents, DDIM must arrive there from any noise and with any number of steps."""
     known = model.encode_target(smooth_images(5, seed=3))
 
-    def perfect(noisy, t, f, pose, scale):
+    def perfect(noisy, t, tokens, concat, scale):
         alpha = model.alphas_cumprod[t][:, None, None, None]
         noise = (noisy - alpha.sqrt() * known[: len(noisy)]) / (1 - alpha).sqrt()
         return model.training_target(known[: len(noisy)], noise, t)
 
-    monkeypatch.setattr(model, "predict_guided", perfect)
+    monkeypatch.setattr(model, "guided", perfect)
     for steps in (1, 2, 7):
         views = sample_views(model, features, CONDITIONS, TARGETS, steps=steps, batch_size=5)
         assert torch.allclose(views, model.decode(known), atol=1e-2)

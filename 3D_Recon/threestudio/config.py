@@ -51,7 +51,9 @@ class ReconConfig:
     sds_start: float = 0.3  # share of the steps at which it begins
     sds_every: int = 4  # steps from one evaluation to the next
     sds_batch: int = 1  # cameras an evaluation
-    sds_condition: str = "near"  # photo that conditions: nearest, near (nearer is likelier), random, first or mean (all, averaged)
+    sds_size: int = 64  # pixels of the renders that are judged (0: the model's own size)
+    # Photos that condition: all at once, or one: near (nearer is likelier), nearest, random, first; mean: all, averaged.
+    sds_condition: str = "auto"  # auto takes all where the model has a plane sweep, else near
     sds_residual: str = "image"  # where the residual is taken: image (decoded prediction minus render) or latent (published)
     sds_t_start: List[float] = field(default_factory=lambda: [0.5, 0.9])  # range of noise levels (share of all time steps) at first
     sds_t_end: List[float] = field(default_factory=lambda: [0.02, 0.4])  # and at the end
@@ -100,7 +102,7 @@ def check_config(config: ReconConfig) -> None:
     if min(config.grid) < 4 or max(config.grid) > 512:
         raise InputError(f"grid={config.grid}: sizes must lie in 4..512")
     for name, choices in (
-        ("sds_condition", ("nearest", "near", "random", "first", "mean")),
+        ("sds_condition", ("auto", "all", "nearest", "near", "random", "first", "mean")),
         ("sds_residual", ("image", "latent")),
         ("texture", ("uv", "vertex")),
     ):

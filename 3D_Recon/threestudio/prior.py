@@ -6,10 +6,11 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from sap3d.cameras import FOV_RAD, RADIUS, Camera, pose_condition
 from sap3d.images import composite_white, resize
-from sap3d.zero123.sampler import condition_probabilities
+from sap3d.zero123.sampler import condition_probabilities, resolve_strategy
 
 from .photos import CameraTable, pixel_grid
 from .rendering import Occupancy, Rendering, render
@@ -29,12 +30,16 @@ class Guidance:
     """
 
     def __init__(self, model, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config):
-        self.model, self.config, self.size = model, config, model.image_size
+        self.model, self.config = model, config
+        self.size = min(config.sds_size or model.image_size, model.image_size)
+        self.strategy = config.sds_condition if config.sds_condition == "mean" else resolve_strategy(config.sds_condition, model)
         self.cameras = [cameras[name] for name in photos]
-        size = max(min(image.shape[0] for image in photos.values()), self.size)
-        over_white = np.stack([composite_white(resize(image, size)) for image in photos.values()])
+        size = max(min(image.shape[0] for image in photos.values()), model.image_size)
+        resized = [resize(image, size) for image in photos.values()]
+        views = np.stack([np.concatenate([composite_white(image), image[..., 3:]], -1) for image in resized])
+        views = torch.from_numpy(views).permute(0, 3, 1, 2).float().to(model.device)
         with torch.no_grad():
-            self.features = model.encode_condition(torch.from_numpy(over_white).permute(0, 3, 1, 2).float().to(model.device))
+            self.features = model.encode_condition(views[:, :3], views[:, 3:])
 
     def random_camera(self, generator: torch.Generator) -> Camera:
         """A camera of the protocol's radius, uniform over the part of the sphere between ``sds_elevations``."""
@@ -42,22 +47,24 @@ class Guidance:
         low, high = np.sin(np.deg2rad(self.config.sds_elevations))
         return Camera(float(np.arccos(low + (high - low) * draw[0])), 2 * np.pi * draw[1], RADIUS, FOV_RAD)
 
-    def conditions(self, camera: Camera, generator: torch.Generator) -> list[int]:
-        """Indices of the photos that condition the prediction of one camera's view."""
-        strategy = self.config.sds_condition
-        if strategy == "mean":
-            return list(range(len(self.cameras)))
-        chances = condition_probabilities([camera], self.cameras, strategy)[0]
-        return [int(torch.multinomial(torch.from_numpy(chances), 1, generator=generator))]
+    def conditions(self, camera: Camera, generator: torch.Generator) -> torch.Tensor:
+        """Indices (B, M) of the photos that condition a camera's view: B predictions, to be averaged, of M photos each."""
+        every = torch.arange(len(self.cameras))
+        if self.strategy == "all":
+            return every[None]
+        if self.strategy == "mean":
+            return every[:, None]
+        chances = condition_probabilities([camera], self.cameras, self.strategy)[0]
+        return torch.multinomial(torch.from_numpy(chances), 1, generator=generator)[None]
 
     def gradient(self, image: torch.Tensor, camera: Camera, progress: float, generator: torch.Generator) -> torch.Tensor:
-        """d(loss)/d(image), same shape as ``image`` (1, 3, S, S); ``progress`` in [0, 1] moves the range of noise levels."""
+        """d(loss)/d(image), same shape as ``image`` (1, 3, S, S), S at most the model's; ``progress`` in [0, 1] moves the range of noise levels."""
         model, config = self.model, self.config
         low, high = (a + (b - a) * progress for a, b in zip(config.sds_t_start, config.sds_t_end))
         level = low + (high - low) * float(torch.rand(1, generator=generator))
         t = torch.full((1,), min(max(round(level * model.num_timesteps), 0), model.num_timesteps - 1), dtype=torch.long, device=model.device)
         chosen = self.conditions(camera, generator)
-        pose = torch.from_numpy(np.stack([pose_condition(camera, self.cameras[k]) for k in chosen])).float().to(model.device)
+        pose = torch.from_numpy(np.stack([pose_condition(camera, c) for c in self.cameras])).float()[chosen].to(model.device)
         image = image.detach().to(model.device).requires_grad_(True)
         latent = model.encode_target(image)
         noise = torch.randn(latent.shape, generator=generator).to(latent)
@@ -69,7 +76,8 @@ class Guidance:
             alpha = model.alphas_cumprod[t]
             level_weight = (alpha * (1 - alpha)).sqrt().view(-1, 1, 1, 1)
             if config.sds_residual == "image":
-                return level_weight * (image - model.decode(clean))
+                decoded = F.interpolate(model.decode(clean), image.shape[-2:], mode="area")
+                return level_weight * (image - decoded)
         return torch.autograd.grad(latent, image, level_weight * (latent.detach() - clean))[0]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class PriorConfig:
-    corpus: str = "dataset/corpus_cache"  # folder that `python -m dataset.corpus` wrote
+    corpus: list[str] = field(default_factory=lambda: ["dataset/corpus_cache"])  # folders that `python -m dataset.corpus` wrote
     out: str = ".work/prior"  # checkpoints, curves and sample sheets
     max_minutes: float = 60.0  # stop (with a checkpoint) after this time; run again to go on
     max_steps: int = 1_000_000  # optimiser steps in all, over all runs
@@ -15,18 +15,21 @@ class PriorConfig:
     init: str = ""  # model folder whose weights a new run starts from, e.g. sap3d/weights/tiny/zero123 ("": random)
 
     # Model (see sap3d.zero123.build.build_tiny)
-    image_size: int = 64  # pixels of the generated views
-    patch_size: int = 4  # pixels of a patch of the autoencoder
-    latent_channels: int = 12  # components kept of each patch
+    image_size: int = 128  # pixels of the generated views
+    patch_size: int = 8  # pixels of a patch of the autoencoder
+    latent_channels: int = 48  # components kept of each patch
     whitening: float = 0.5  # 0: components at natural variance, 1: all at variance 1
-    channels: list[int] = field(default_factory=lambda: [64, 128, 256])  # of the U-Net's levels
+    channels: list[int] = field(default_factory=lambda: [96, 192, 256])  # of the U-Net's levels
     attention: list[bool] = field(default_factory=lambda: [False, True, True])  # which levels attend to the condition
     token_dim: int = 256  # width of the condition tokens
     encoder_layers: int = 2  # transformer layers on the AlexNet features
+    planes: int = 8  # of the plane sweep that carries condition images to the target (0: concatenated as published)
+    plane_components: int = 24  # components of the autoencoder that describe a plane
 
     # Optimisation
-    conditions_per_step: int = 16  # condition images a step
-    targets_per_condition: int = 4  # target views of each; the batch is the product
+    groups_per_step: int = 8  # objects a step
+    targets_per_group: int = 4  # target views of each; the batch is the product
+    sets: list[float] = field(default_factory=lambda: [0.55, 0.2, 0.15, 0.0, 0.1])  # share of steps with 1, 2, .. condition images
     learning_rate: float = 4e-4
     warmup_steps: int = 200
     decay_minutes: float = 0.0  # the learning rate falls to zero over the last minutes of this run (0: constant)

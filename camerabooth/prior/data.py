@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import itertools
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# The encoder looks at 128 pixels, the autoencoder at the model's own size.
-CONDITION_SIZE = 128
+from sap3d.cameras import FOV_RAD
+
 _PERMUTATIONS = torch.tensor(list(itertools.permutations(range(3))))
 
 
 class PairSource:
-    """Batches of condition views and target views of the same objects.
+    """Batches of sets of condition views and of target views of the same objects.
 
-    ``corpus`` needs ``images`` (objects, views, S, S, 4) uint8 premultiplied and ``polar_rad``, ``azimuth_rad``,
-    ``radius`` (objects, views), as dataset.corpus_reader gives. Everything of a batch follows from (seed, step, rank).
+    ``corpora``: each has ``images`` (objects, views, S, S, 4) uint8 premultiplied and ``polar_rad``, ``azimuth_rad``,
+    ``radius`` (objects, views), as dataset.corpus_reader gives; S is the size of condition and target. ``sets``:
+    probabilities of 1, 2, .. conditions a set. Everything of a batch follows from (seed, step, rank).
     """
 
-    def __init__(self, corpus, small, conditions: int, targets: int, seed: int, augment: bool = True):
-        self.large, self.small = corpus.images, small.images
-        self.poses = np.stack([corpus.polar_rad, corpus.azimuth_rad, corpus.radius], -1).astype(np.float32)
-        self.conditions, self.targets, self.seed, self.augment = conditions, targets, seed, augment
+    def __init__(self, corpora: Sequence, groups: int, targets: int, seed: int, sets: Sequence[float] = (1.0,), augment: bool = True):
+        self.images = [corpus.images for corpus in corpora]
+        self.poses = np.concatenate([np.stack([c.polar_rad, c.azimuth_rad, c.radius], -1) for c in corpora]).astype(np.float32)
+        self.starts = np.cumsum([0] + [len(images) for images in self.images])
+        self.groups, self.targets, self.seed, self.augment = groups, targets, seed, augment
+        self.sets = np.asarray(sets, float) / sum(sets)
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    @property
+    def size(self) -> int:
+        return self.images[0].shape[2]
+
+    def views(self, index: int, views: np.ndarray) -> np.ndarray:
+        """(V, S, S, 4) uint8 premultiplied of one object."""
+        which = int(np.searchsorted(self.starts, index, "right")) - 1
+        return self.images[which][index - self.starts[which]][views]
 
     def batch(self, step: int, rank: int = 0) -> dict[str, Tensor]:
-        """condition (G, 3, 128, 128), target (G K, 3, s, s), pose (G K, 4); G conditions, K targets each, grouped."""
+        """condition and target (G, M, 4, S, S) and (G, K, 4, S, S): colour over white and coverage; pose (G, K, M, 8)."""
         rng = np.random.default_rng([self.seed, step, rank])
-        objects = rng.integers(len(self.poses), size=self.conditions)
-        views = np.stack([rng.permutation(self.poses.shape[1])[: self.targets + 1] for _ in objects])
-        tint = random_tints(rng, self.conditions) if self.augment else np.ones((self.conditions, 3), np.float32)
-        condition = over_white(self.large[objects, views[:, 0]], tint)
-        target = over_white(self.small[objects[:, None], views[:, 1:]].reshape(-1, *self.small.shape[2:]), tint.repeat(self.targets, 0))
-        pose = relative_poses(self.poses[objects[:, None], views[:, 1:]], self.poses[objects, views[:, :1].T].transpose(1, 0, 2))
-        pose = torch.from_numpy(pose).reshape(-1, 4)
+        count = 1 + int(rng.choice(len(self.sets), p=self.sets))
+        objects = rng.integers(len(self.poses), size=self.groups)
+        chosen = [rng.permutation(self.poses.shape[1])[: count + self.targets] for _ in objects]
+        tint = random_tints(rng, self.groups) if self.augment else np.ones((self.groups, 3), np.float32)
+        images = torch.stack([over_white(self.views(i, v), tint[[k]]) for k, (i, v) in enumerate(zip(objects, chosen))])
+        poses = np.stack([self.poses[i, v] for i, v in zip(objects, chosen)])
+        pose = torch.from_numpy(relative_poses(poses[:, count:, None], poses[:, None, :count]))
         if self.augment:
-            condition, target, pose = augment(condition, target, pose, rng, self.targets)
-        return {"condition": condition, "target": target, "pose": pose}
+            images, pose = augment(images, pose, rng)
+        return {"condition": images[:, :count], "target": images[:, count:], "pose": pose}
 
     def stream(self, start: int, rank: int = 0) -> Iterator[dict[str, Tensor]]:
         for step in itertools.count(start):
@@ -56,31 +71,31 @@ def random_tints(rng: np.random.Generator, count: int, probability: float = 0.6)
 
 
 def over_white(premultiplied: np.ndarray, tint: np.ndarray | None = None) -> Tensor:
-    """uint8 premultiplied RGBA (B, S, S, 4) to float (B, 3, S, S) over white in [0, 1], colours times ``tint`` (B, 3)."""
-    image = torch.from_numpy(np.ascontiguousarray(premultiplied))
-    rgb = image[..., :3].float()
+    """uint8 premultiplied RGBA (B, S, S, 4) to float (B, 4, S, S) in [0, 1]: colours times ``tint`` (B or 1, 3) over white, alpha."""
+    image = torch.from_numpy(np.ascontiguousarray(premultiplied)).float()
+    rgb, alpha = image[..., :3], image[..., 3:]
     if tint is not None:
         rgb = rgb * torch.from_numpy(tint)[:, None, None]
-    rgb = rgb + (255 - image[..., 3:].float())
-    return (rgb / 255).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
+    return (torch.cat([rgb + (255 - alpha), alpha], -1) / 255).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
 
 
 def relative_poses(target: np.ndarray, condition: np.ndarray) -> np.ndarray:
-    """Zero-1-to-3's T (..., 4) from (polar, azimuth, radius) arrays that broadcast; see sap3d.cameras.pose_condition."""
+    """Poses (..., 8) from (polar, azimuth, radius) arrays that broadcast; see sap3d.cameras.pose_condition."""
+    target, condition = np.broadcast_arrays(target, condition)
     delta = target - condition
-    return np.stack([delta[..., 0], np.sin(delta[..., 1]), np.cos(delta[..., 1]), delta[..., 2]], -1)
+    tangent = np.full_like(delta[..., 0], np.tan(FOV_RAD / 2))
+    return np.stack(
+        [delta[..., 0], np.sin(delta[..., 1]), np.cos(delta[..., 1]), delta[..., 2], condition[..., 0], condition[..., 2], tangent, tangent], -1
+    )  # fmt: skip
 
 
-def augment(condition: Tensor, target: Tensor, pose: Tensor, rng: np.random.Generator, targets: int) -> tuple[Tensor, Tensor, Tensor]:
+def augment(images: Tensor, pose: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Mirror whole groups (the azimuth difference changes sign: exact) and permute their colour channels."""
-    groups = len(condition)
+    groups = len(images)
     flip = torch.from_numpy(rng.random(groups) < 0.5)
-    each = flip.repeat_interleave(targets)
-    condition = torch.where(flip[:, None, None, None], condition.flip(-1), condition)
-    target = torch.where(each[:, None, None, None], target.flip(-1), target)
+    images = torch.where(flip[:, None, None, None, None], images.flip(-1), images)
     pose = pose.clone()
-    pose[:, 1] = torch.where(each, -pose[:, 1], pose[:, 1])
+    pose[..., 1] = torch.where(flip[:, None, None], -pose[..., 1], pose[..., 1])
     order = _PERMUTATIONS[torch.from_numpy(np.where(rng.random(groups) < 0.5, 0, rng.integers(6, size=groups)))]
-    condition = torch.stack([c[o] for c, o in zip(condition, order)])
-    target = torch.stack([t[o] for t, o in zip(target, order.repeat_interleave(targets, 0))])
-    return condition, target, pose
+    images = torch.stack([torch.cat([group[:, o], group[:, 3:]], 1) for group, o in zip(images, order)])
+    return images, pose

@@ -75,15 +75,17 @@ class PriorModule(pl.LightningModule):
 
 
 def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
-    """Mean weighted error of the prediction for targets of grouped conditions (camerabooth.prior.data).
+    """Mean weighted error of the prediction for targets of sets of conditions (camerabooth.prior.data).
 
     Conditions are dropped with probability ``drop`` each: tokens, concatenation, or both.
     """
-    features = model.encode_condition(batch["condition"])
-    targets = len(batch["target"]) // len(features)
-    features = ConditionFeatures(features.concat.repeat_interleave(targets, 0), features.tokens.repeat_interleave(targets, 0))
-    latents = model.encode_target(batch["target"])
-    return diffusion_error(model, features, latents, batch["pose"], generator, drop, snr_gamma).mean()
+    groups, count = batch["condition"].shape[:2]
+    targets = batch["target"].shape[1]
+    condition = batch["condition"].flatten(0, 1)
+    features = model.encode_condition(condition[:, :3], condition[:, 3:])
+    each = torch.arange(groups * count, device=condition.device).view(groups, count).repeat_interleave(targets, 0)
+    latents = model.encode_target(batch["target"].flatten(0, 1)[:, :3])
+    return diffusion_error(model, features[each], latents, batch["pose"].flatten(0, 1), generator, drop, snr_gamma).mean()
 
 
 class TimeBox(pl.Callback):
@@ -107,7 +109,7 @@ class TimeBox(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, *_):
         step, config = trainer.global_step, self.config
         self.loss_sum, self.loss_count = self.loss_sum + float(outputs["loss"]), self.loss_count + 1
-        batch = config.conditions_per_step * config.targets_per_condition * trainer.world_size
+        batch = config.groups_per_step * config.targets_per_group * trainer.world_size
         if step % config.log_every == 0 and trainer.is_global_zero:
             now = time.time()
             rate = self.loss_count * batch / (now - self.last_time)
@@ -128,10 +130,15 @@ class TimeBox(pl.Callback):
         model = module.averaged_model().eval()
         loss = validation_loss(model, self.validation, diffusion_loss)
         sheet, psnr, repeat = sample_sheet(model, self.validation)
+        sheet_of_sets, psnr_of_sets, _ = sample_sheet(model, self.validation, conditions=4)
         module.trained.load_state_dict(state)
         module.train()
         save_image(self.out / "samples" / f"{step:07d}.png", sheet)
-        row = {"step": step, "samples": samples, "validation_loss": round(loss, 5), "psnr": round(psnr, 3), "psnr_repeat_input": round(repeat, 3)}
+        save_image(self.out / "samples" / f"{step:07d}_of_4.png", sheet_of_sets)
+        row = {
+            "step": step, "samples": samples, "validation_loss": round(loss, 5), "psnr": round(psnr, 3),
+            "psnr_of_4": round(psnr_of_sets, 3), "psnr_repeat_input": round(repeat, 3),
+        }  # fmt: skip
         append_row(self.out / "validation.csv", row)
         print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
@@ -156,16 +163,17 @@ def build(config: PriorConfig, train_images) -> Zero123:
     """The untrained model with its autoencoder fitted to a sample of the training views, or the model of ``init``."""
     if config.init:
         return load_zero123(Path(config.init))
-    model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention),
-                       1, config.token_dim, config.encoder_layers, config.seed)  # fmt: skip
+    model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention), 1,
+                       config.token_dim, config.encoder_layers, config.planes, config.plane_components, config.seed)  # fmt: skip
     model.vae.fit(train_images * 2 - 1, config.whitening)
     return model
 
 
-def load_data(config: PriorConfig, part: str, augment: bool, conditions: int, targets: int) -> PairSource:
+def load_data(config: PriorConfig, part: str, augment: bool, groups: int, targets: int, sets) -> PairSource:
     from dataset.corpus_reader import CorpusReader
 
-    return PairSource(CorpusReader(config.corpus, part, size=128), CorpusReader(config.corpus, part, size=config.image_size), conditions, targets, config.seed, augment)
+    corpora = [CorpusReader(folder, part, size=config.image_size) for folder in config.corpus]
+    return PairSource(corpora, groups, targets, config.seed, sets, augment)
 
 
 def train(config: PriorConfig, export: Path | None = None) -> Path:
@@ -176,8 +184,8 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "last.ckpt"
-    source = load_data(config, "train", True, config.conditions_per_step, config.targets_per_condition)
-    fit_on = source.batch(0)["target"] if len(source.poses) < 8 else torch.cat([source.batch(-i % 997)["target"] for i in range(40)])
+    source = load_data(config, "train", True, config.groups_per_step, config.targets_per_group, config.sets)
+    fit_on = torch.cat([source.batch(k)["target"].flatten(0, 1)[:, :3] for k in range(40)])
     module = PriorModule(build(config, fit_on), config)
     if export is not None:
         if not checkpoint.is_file():
@@ -188,7 +196,7 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
         print(f"step {state['global_step']} exported to {export}")
         return export
     start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint.is_file() else 0
-    validation = load_data(config, "validation", False, 16, 4)
+    validation = load_data(config, "validation", False, 8, 4, (1.0, 0.0, 1.0))
     trainer = pl.Trainer(
         accelerator="auto", devices=config.devices, strategy="ddp" if config.devices > 1 else "auto", precision=config.precision, max_steps=config.max_steps, max_epochs=-1,
         logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from camerabooth.prior.data import over_white
 from sap3d.cameras import Camera
 from sap3d.images import contact_sheet
 from sap3d.zero123 import Zero123
@@ -18,26 +19,25 @@ def validation_loss(model: Zero123, source, loss, batches: int = 6) -> float:
 
 
 @torch.no_grad()
-def sample_sheet(model: Zero123, source, objects: int = 8, targets: int = 6, steps: int = 20, guidance_scale: float = 2.0):
-    """(sheet image, PSNR of the samples, PSNR of repeating the input): one row an object, condition, then truth over sample.
+def sample_sheet(model: Zero123, source, objects: int = 8, targets: int = 6, conditions: int = 1, steps: int = 20, guidance_scale: float = 2.0):
+    """(sheet image, PSNR of the samples, PSNR of repeating the input): one row an object, a condition, then truth over sample.
 
-    PSNR is the mean over views, in dB; objects and views are fixed.
+    PSNR is the mean over views, in dB; objects and views are fixed, and the same whatever the number of conditions.
     """
     rng = np.random.default_rng(0)
-    size, scores, repeats, rows = source.small.shape[2], [], [], []
-    from camerabooth.prior.data import over_white
-
-    for index in np.linspace(0, len(source.poses) - 1, objects).astype(int):
-        views = rng.permutation(source.poses.shape[1])[: targets + 1]
+    scores, repeats, rows = [], [], []
+    for index in np.linspace(0, len(source) - 1, objects).astype(int):
+        views = rng.permutation(source.poses.shape[1])[: targets + 8]
         cameras = [Camera(*map(float, source.poses[index, v])) for v in views]
-        condition = over_white(source.large[index, views[:1]]).to(model.device)
-        truth = over_white(source.small[index, views])
-        images = sample_views(model, model.encode_condition(condition), cameras[:1], cameras[1:], steps, guidance_scale, "first").cpu()
-        scores += [_psnr(a, b) for a, b in zip(images, truth[1:])]
-        repeats += [_psnr(truth[0], b) for b in truth[1:]]
-        shown = [truth[0]] + [torch.cat([t, i], dim=1) for t, i in zip(truth[1:], images)]
-        rows.append([_square(x, size) for x in shown])
-    return contact_sheet(rows, size=2 * size), float(np.mean(scores)), float(np.mean(repeats))
+        images = over_white(source.views(index, views))
+        condition, truth = images[targets : targets + conditions].to(model.device), images[:targets, :3]
+        features = model.encode_condition(condition[:, :3], condition[:, 3:])
+        samples = sample_views(model, features, cameras[targets : targets + conditions], cameras[:targets], steps, guidance_scale).cpu()
+        scores += [_psnr(a, b) for a, b in zip(samples, truth)]
+        repeats += [_psnr(images[targets, :3], b) for b in truth]
+        shown = [images[targets, :3]] + [torch.cat([t, s], dim=1) for t, s in zip(truth, samples)]
+        rows.append([_square(x, source.size) for x in shown])
+    return contact_sheet(rows, size=2 * source.size), float(np.mean(scores)), float(np.mean(repeats))
 
 
 def _square(image: torch.Tensor, size: int) -> np.ndarray:

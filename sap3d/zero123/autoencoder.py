@@ -73,6 +73,11 @@ class PatchPCAAutoencoder(ModelMixin, ConfigMixin):
         latents = torch.einsum("bphw,cp->bchw", self._patches(images) - self.mean[:, None, None], self.basis * self.gain[:, None])
         return SimpleNamespace(latent_dist=PointPosterior(latents))
 
+    def leading(self, components: int) -> tuple[Tensor, Tensor]:
+        """``encode`` as a convolution whose stride is the patch, for the first channels: weight (components, 3, p, p), bias."""
+        basis = self.basis[:components] * self.gain[:components, None]
+        return basis.view(components, 3, self.config.patch_size, -1), -basis @ self.mean
+
     def decode(self, latents: Tensor) -> SimpleNamespace:
         patches = torch.einsum("bchw,cp->bphw", latents, self.basis / self.gain[:, None]) + self.mean[:, None, None]
         return SimpleNamespace(sample=F.pixel_shuffle(patches, self.config.patch_size))

@@ -10,27 +10,32 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder
 from sap3d.zero123.model import CameraProjection, Zero123
+from sap3d.zero123.sweep import PlaneSweep
 
 
 def build_tiny(
-    image_size: int = 64,
-    patch_size: int = 4,
-    latent_channels: int = 12,
-    channels: tuple[int, ...] = (64, 128, 256),
+    image_size: int = 128,
+    patch_size: int = 8,
+    latent_channels: int = 48,
+    channels: tuple[int, ...] = (96, 192, 256),
     attention: tuple[bool, ...] = (False, True, True),
     layers_per_block: int = 1,
     token_dim: int = 256,
     encoder_layers: int = 2,
+    planes: int = 8,
+    plane_components: int = 24,
     seed: int = 0,
 ) -> Zero123:
-    """A small Zero-1-to-3 with random weights: patch PCA, AlexNet-CLIP patch tokens, v-prediction, zero terminal SNR."""
+    """A small Zero-1-to-3 with random weights: patch PCA, plane sweep (``planes`` 0: the published concatenation),
+    AlexNet-CLIP patch tokens, v-prediction, zero terminal SNR."""
+    sweep = PlaneSweep(planes, plane_components) if planes else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         down = tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention)
         up = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention))
         unet = UNet2DConditionModel(
             sample_size=image_size // patch_size,
-            in_channels=2 * latent_channels,
+            in_channels=latent_channels + (sweep.channels if sweep else latent_channels),
             out_channels=latent_channels,
             block_out_channels=channels,
             layers_per_block=layers_per_block,
@@ -42,17 +47,17 @@ def build_tiny(
         )
         vae = PatchPCAAutoencoder(patch_size=patch_size, latent_channels=latent_channels)
         encoder = AlexNetCLIPEncoder(width=token_dim, layers=encoder_layers, heads=4, projection_dim=token_dim)
-        projection = CameraProjection(token_dim, token_dim, tokens="patches")
+        projection = CameraProjection(token_dim, token_dim, tokens="patches", pose_dim=8 if sweep else 4)
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
     )  # fmt: skip
-    return Zero123(unet, vae, encoder, projection, scheduler)
+    return Zero123(unet, vae, encoder, projection, scheduler, sweep)
 
 
-def tiny_random_model(seed: int = 0) -> Zero123:
+def tiny_random_model(seed: int = 0, planes: int = 4) -> Zero123:
     """A very small untrained model with a working autoencoder, for tests: 32 x 32 images, 8 x 8 latents."""
-    model = build_tiny(image_size=32, channels=(32, 64), attention=(False, True), token_dim=64, encoder_layers=1, seed=seed)
+    model = build_tiny(32, 4, 12, (32, 64), (False, True), token_dim=64, encoder_layers=1, planes=planes, plane_components=6, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     smooth = torch.nn.functional.interpolate(torch.rand(64, 3, 6, 6, generator=generator), (32, 32), mode="bicubic") * 2 - 1
     model.vae.fit(smooth.clamp(-1, 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from sap3d.errors import InputError, first_line
 from sap3d.scene import BUNDLED_ZERO123, atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
+from sap3d.zero123.sweep import PlaneSweep
 
 BUNDLED = BUNDLED_ZERO123
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,7 +37,8 @@ _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchPCAAutoencoder": PatchPCA
 class ConditionFeatures:
     """What the model needs of B condition images: computed once, used at every step.
 
-    concat: (B, C, h, w) the autoencoder's mode, not scaled; tokens: (B, L, D) before the pose is added.
+    concat: (B, C, h, w) the autoencoder's mode, not scaled; for a model with a plane sweep (B, 4, S, S) ink and coverage
+    (``Zero123.encode_condition``). tokens: (B, L, D) before the pose is added. An index (B, M) gives sets of M conditions.
     """
 
     concat: Tensor
@@ -45,42 +48,53 @@ class ConditionFeatures:
         return len(self.concat)
 
     def __getitem__(self, index) -> ConditionFeatures:
+        index = torch.as_tensor(index, device=self.tokens.device) if isinstance(index, list) else index
         return ConditionFeatures(self.concat[index], self.tokens[index])
 
-    def repeat(self, count: int) -> ConditionFeatures:
-        """The first (only) condition ``count`` times."""
-        return ConditionFeatures(self.concat.expand(count, -1, -1, -1), self.tokens.expand(count, -1, -1))
+    @classmethod
+    def cat(cls, parts: Sequence[ConditionFeatures]) -> ConditionFeatures:
+        return cls(torch.cat([p.concat for p in parts]), torch.cat([p.tokens for p in parts]))
 
     def detach(self) -> ConditionFeatures:
         return ConditionFeatures(self.concat.detach(), self.tokens.detach())
 
 
 class CameraProjection(nn.Module):
-    """``cc_projection``: token and pose (D + 4) to the cross-attention token (D). Starts as the identity on the token."""
+    """``cc_projection``: token and pose (D + 4) to the cross-attention token (D). Starts as the identity on the token.
 
-    def __init__(self, token_dim: int = 768, output_dim: int = 768, tokens: str = "pooled"):
+    pose_dim: how many of the numbers of ``sap3d.cameras.pose_condition`` it sees; the published one sees the first four.
+    """
+
+    def __init__(self, token_dim: int = 768, output_dim: int = 768, tokens: str = "pooled", pose_dim: int = 4):
         super().__init__()
         if tokens not in ("pooled", "patches"):
             raise ValueError(f"tokens must be 'pooled' or 'patches', got {tokens!r}")
-        self.tokens = tokens
-        self.linear = nn.Linear(token_dim + 4, output_dim)
+        self.tokens, self.pose_dim = tokens, pose_dim
+        self.linear = nn.Linear(token_dim + pose_dim, output_dim)
         with torch.no_grad():
             nn.init.eye_(self.linear.weight[:, :token_dim])
             self.linear.bias.zero_()
 
     def forward(self, tokens: Tensor, pose: Tensor) -> Tensor:
-        pose = pose.to(tokens.dtype)[:, None].expand(-1, tokens.shape[1], -1)
+        """tokens (..., L, D), pose (..., 8) to (..., L, output_dim)."""
+        pose = pose[..., None, : self.pose_dim].to(tokens.dtype).expand(*tokens.shape[:-1], -1)
         return self.linear(torch.cat([tokens, pose], dim=-1))
 
     def config(self) -> dict:
-        return {"token_dim": self.linear.in_features - 4, "output_dim": self.linear.out_features, "tokens": self.tokens}
+        token_dim = self.linear.in_features - self.pose_dim
+        return {"token_dim": token_dim, "output_dim": self.linear.out_features, "tokens": self.tokens, "pose_dim": self.pose_dim}
 
 
 class Zero123(nn.Module):
-    """The four networks and the noise schedule. Images are (B, 3, S, S) over white in [0, 1]."""
+    """The four networks and the noise schedule. Images are (B, 3, S, S) over white in [0, 1].
 
-    def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler):
+    sweep: how condition images reach the U-Net's input: None for the published form (the autoencoder's mode, the same for
+    every target), or a plane sweep, which needs the autoencoder to be the patch one and takes several conditions at once.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler, sweep: PlaneSweep | None = None):
         super().__init__()
+        self.sweep = sweep
         self.unet, self.vae, self.image_encoder, self.cc_projection = unet, vae, image_encoder, cc_projection
         self.scheduler = scheduler
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone().float(), persistent=False)
@@ -123,22 +137,44 @@ class Zero123(nn.Module):
     def _encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, S, S), got {tuple(images.shape)}")
-        if images.shape[-1] != self.image_size:
-            images = F.interpolate(images, (self.image_size,) * 2, mode="bilinear", align_corners=False, antialias=True)
-        return self.vae.encode((images * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
+        return self.vae.encode((self._resized(images) * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
 
-    def encode_condition(self, images: Tensor) -> ConditionFeatures:
+    def _resized(self, images: Tensor) -> Tensor:
+        if images.shape[-1] == self.image_size:
+            return images
+        return F.interpolate(images, (self.image_size,) * 2, mode="bilinear", align_corners=False, antialias=True)
+
+    def encode_condition(self, images: Tensor, cover: Tensor | None = None) -> ConditionFeatures:
         """Features of condition images (B, 3, S, S), S at least ``image_size`` (the encoder uses what it can of it).
 
-        Zero-1-to-3 concatenates the autoencoder's mode without the scale factor, and gives cross-attention the
-        projected CLIP token; with ``tokens: patches`` the patch tokens follow it.
+        cover: (B, 1, S, S) share of each pixel that is object; used by a plane sweep alone, which takes what is not white
+        for the object where it is not given. Zero-1-to-3 concatenates the autoencoder's mode without the scale factor, and
+        gives cross-attention the projected CLIP token; with ``tokens: patches`` the patch tokens follow it.
         """
         encoder = self.image_encoder if isinstance(self.image_encoder, AlexNetCLIPEncoder) else PixelCLIPEncoder(self.image_encoder)
         pooled, patches = encoder(images)
         tokens = pooled[:, None]
         if self.cc_projection.tokens == "patches":
             tokens = torch.cat([tokens, patches], dim=1)
-        return ConditionFeatures(self._encode(images), tokens)
+        if self.sweep is None:
+            return ConditionFeatures(self._encode(images), tokens)
+        ink = 1 - images
+        if cover is None:
+            cover = (10 * ink.amax(1, keepdim=True)).clamp(0, 1)
+        return ConditionFeatures(self._resized(torch.cat([ink, cover], dim=1)), tokens)
+
+    @property
+    def takes_sets(self) -> bool:
+        """Whether several condition images can serve one prediction."""
+        return self.sweep is not None
+
+    def condition_channels(self, features: ConditionFeatures, pose: Tensor) -> Tensor:
+        """What is concatenated to the noisy latents: of conditions (B, M, ...) and poses (B, M, 8)."""
+        if self.sweep is not None:
+            return self.sweep(features.concat, pose, self.vae)
+        if pose.shape[1] != 1:
+            raise ValueError(f"this model takes one condition image a prediction, got {pose.shape[1]}")
+        return features.concat[:, 0]
 
     # --- diffusion ------------------------------------------------------------------------------------------------
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -146,30 +182,42 @@ class Zero123(nn.Module):
         return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
     def predict(self, noisy: Tensor, t: Tensor, features: ConditionFeatures, pose: Tensor, keep_tokens: Tensor | None = None, keep_concat: Tensor | None = None) -> Tensor:
-        """The U-Net's raw output for noisy latents (B, C, h, w) at steps t (B,), poses (B, 4).
-
-        ``keep_tokens`` and ``keep_concat`` (B,) of 0 or 1 drop either condition, as classifier-free guidance needs.
+        """The U-Net's raw output for noisy latents (B, C, h, w) at steps t (B,), poses (B, 8), or (B, M, 8) for sets of
+        M conditions (``takes_sets``). ``keep_tokens`` and ``keep_concat`` (B,) of 0 or 1 drop either condition, as
+        classifier-free guidance needs.
         """
-        if pose.shape != (len(noisy), 4):
-            raise ValueError(f"pose must be ({len(noisy)}, 4), got {tuple(pose.shape)}")
-        dtype = self.unet.dtype
-        tokens = self.cc_projection(features.tokens.to(dtype), pose)
-        concat = features.concat.to(dtype)
+        tokens, concat = self.conditions(features, pose)
         if keep_tokens is not None:
-            tokens = tokens * keep_tokens[:, None, None].to(dtype)
+            tokens = tokens * keep_tokens[:, None, None].to(tokens.dtype)
         if keep_concat is not None:
-            concat = concat * keep_concat[:, None, None, None].to(dtype)
-        return self.unet(torch.cat([noisy.to(dtype), concat], dim=1), t, encoder_hidden_states=tokens).sample.to(noisy.dtype)
+            concat = concat * keep_concat[:, None, None, None].to(concat.dtype)
+        return self._denoise(noisy, t, tokens, concat)
 
     def predict_guided(self, noisy: Tensor, t: Tensor, features: ConditionFeatures, pose: Tensor, guidance_scale: float) -> Tensor:
         """Classifier-free guidance: unconditional + scale * (conditional - unconditional); one batch of twice the size."""
+        return self.guided(noisy, t, *self.conditions(features, pose), guidance_scale)
+
+    def guided(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor, guidance_scale: float) -> Tensor:
+        """``predict_guided`` of what ``conditions`` gave, which a caller may use for many steps."""
         if guidance_scale == 1:
-            return self.predict(noisy, t, features, pose)
-        keep = torch.cat([torch.zeros(len(noisy)), torch.ones(len(noisy))]).to(noisy)
-        twice = ConditionFeatures(features.concat.repeat(2, 1, 1, 1), features.tokens.repeat(2, 1, 1))
-        out = self.predict(noisy.repeat(2, 1, 1, 1), t.repeat(2), twice, pose.repeat(2, 1), keep, keep)
+            return self._denoise(noisy, t, tokens, concat)
+        tokens, concat = (torch.cat([torch.zeros_like(x), x]) for x in (tokens, concat))
+        out = self._denoise(noisy.repeat(2, 1, 1, 1), t.repeat(2), tokens, concat)
         unconditional, conditional = out.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
+
+    def conditions(self, features: ConditionFeatures, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-attention tokens (B, M L, D) and concatenated channels (B, C, h, w) for poses (B, 8) or (B, M, 8)."""
+        if pose.ndim == 2:
+            features, pose = ConditionFeatures(features.concat[:, None], features.tokens[:, None]), pose[:, None]
+        if pose.ndim != 3 or pose.shape[-1] != 8 or features.tokens.shape[:2] != pose.shape[:2]:
+            raise ValueError(f"poses must be (B, 8) or (B, M, 8) like their {tuple(features.tokens.shape[:2])} conditions, got {tuple(pose.shape)}")
+        dtype = self.unet.dtype
+        tokens = self.cc_projection(features.tokens.to(dtype), pose).flatten(1, 2)
+        return tokens, self.condition_channels(features, pose).to(dtype)
+
+    def _denoise(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor) -> Tensor:
+        return self.unet(torch.cat([noisy.to(concat.dtype), concat], dim=1), t, encoder_hidden_states=tokens).sample.to(noisy.dtype)
 
     def training_target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What ``predict`` should return: the noise, or v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512)."""
@@ -221,6 +269,7 @@ class Zero123(nn.Module):
                     "image_encoder": type(self.image_encoder).__name__,
                     "cc_projection": "CameraProjection",
                     "scheduler": "DDIMScheduler",
+                    **({"sweep": self.sweep.config()} if self.sweep is not None else {}),
                 },
             )
 
@@ -249,11 +298,12 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
         projection = CameraProjection(**json.loads((folder / "cc_projection" / "config.json").read_text()))
         projection.linear.load_state_dict(load_file(folder / "cc_projection" / _WEIGHTS))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        sweep = PlaneSweep(**index["sweep"]) if "sweep" in index else None
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
     except Exception as error:  # safetensors raises its own class for damaged files
         raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
-    return Zero123(unet, vae, image_encoder, projection, scheduler).to(device, dtype).eval()
+    return Zero123(unet, vae, image_encoder, projection, scheduler, sweep).to(device, dtype).eval()
 
 
 def _load(cls, folder: Path):

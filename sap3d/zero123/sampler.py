@@ -1,4 +1,4 @@
-"""Sampling novel views: DDIM with a condition view drawn anew at every step (stochastic conditioning)."""
+"""Sampling novel views: DDIM with all condition views at once, or with one drawn anew at every step (stochastic conditioning)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ import torch
 from torch import Tensor
 
 from sap3d.cameras import Camera, pose_condition
+from sap3d.errors import InputError
 from sap3d.zero123.model import ConditionFeatures, Zero123
 
-STRATEGIES = ("nearest", "near", "random", "first")
+STRATEGIES = ("auto", "all", "nearest", "near", "random", "first")
+
+
+def resolve_strategy(strategy: str, model: Zero123) -> str:
+    """``auto`` is ``all`` for a model that takes several conditions at once and ``near`` for one that does not."""
+    if strategy not in STRATEGIES:
+        raise InputError(f"condition strategy {strategy!r} is unknown: use one of {', '.join(STRATEGIES)}")
+    if strategy == "auto":
+        return "all" if model.takes_sets else "near"
+    if strategy == "all" and not model.takes_sets:
+        raise InputError("condition strategy 'all' needs a model with a plane sweep; use near, nearest, random or first")
+    return strategy
 
 
 def condition_probabilities(targets: Sequence[Camera], conditions: Sequence[Camera], strategy: str, sharpness: float = 4.0) -> np.ndarray:
@@ -20,8 +32,8 @@ def condition_probabilities(targets: Sequence[Camera], conditions: Sequence[Came
     ``random``: uniform. ``near``: proportional to exp(sharpness * cosine of the angle between the viewing directions).
     ``nearest`` and ``first``: one view always.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {STRATEGIES}, got {strategy!r}")
+    if strategy not in STRATEGIES[2:]:
+        raise ValueError(f"strategy must be one of {STRATEGIES[2:]}, got {strategy!r}")
     count = len(conditions)
     if strategy == "first":
         return np.tile(np.eye(count)[0], (len(targets), 1))
@@ -49,8 +61,8 @@ def sample_views(
     target_cameras: Sequence[Camera],
     steps: int = 25,
     guidance_scale: float = 3.0,
-    strategy: str = "near",
-    batch_size: int = 28,
+    strategy: str = "auto",
+    batch_size: int = 12,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -59,25 +71,33 @@ def sample_views(
     ``features`` are those of the condition images, in the order of ``condition_cameras``. The noise of a view depends
     on the seed and on the view's index alone, so that batch size does not change the result beyond rounding.
     """
-    probabilities = condition_probabilities(target_cameras, condition_cameras, strategy)
-    choices = np.stack([np.random.default_rng([seed, i]).choice(len(condition_cameras), size=steps, p=p) for i, p in enumerate(probabilities)])
-    shape = (model.latent_channels, model.latent_size, model.latent_size)
+    strategy = resolve_strategy(strategy, model)
     timesteps = sampling_timesteps(model, steps)
+    if strategy == "all":
+        choices = np.tile(np.arange(len(condition_cameras)), (len(target_cameras), 1, 1))
+    else:
+        probabilities = condition_probabilities(target_cameras, condition_cameras, strategy)
+        draw = lambda i, p: np.random.default_rng([seed, i]).choice(len(condition_cameras), size=(steps, 1), p=p)  # noqa: E731
+        choices = np.stack([draw(i, p) for i, p in enumerate(probabilities)])
+    # (targets, steps or 1, M): the conditions of a target at a step; constant ones are prepared once.
+    shape = (model.latent_channels, model.latent_size, model.latent_size)
     alphas = model.alphas_cumprod
     poses = torch.tensor(np.stack([[pose_condition(t, c) for c in condition_cameras] for t in target_cameras]), dtype=torch.float32)
     images = []
     for start in range(0, len(target_cameras), batch_size):
-        index = range(start, min(start + batch_size, len(target_cameras)))
-        latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 100_003 + i)) for i in index]).to(model.device)
+        index = torch.arange(start, min(start + batch_size, len(target_cameras)))
+        latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 100_003 + int(i))) for i in index]).to(model.device)
+        prepared = None
         for step, t in enumerate(timesteps):
-            chosen = torch.as_tensor(choices[list(index), step])
-            pose = poses[torch.as_tensor(list(index)), chosen].to(model.device)
+            if prepared is None or choices.shape[1] > 1:
+                chosen = torch.as_tensor(choices[start : start + len(index), min(step, choices.shape[1] - 1)])
+                prepared = model.conditions(features[chosen.to(model.device)], poses[index[:, None], chosen].to(model.device))
             times = torch.full((len(latents),), int(t), device=model.device)
-            out = model.predict_guided(latents, times, features[chosen.to(model.device)], pose, guidance_scale)
+            out = model.guided(latents, times, *prepared, guidance_scale)
             original, noise = model.predicted_original(out, latents, times), model.predicted_noise(out, latents, times)
             alpha = alphas[timesteps[step + 1]] if step + 1 < len(timesteps) else alphas.new_tensor(1.0)
             latents = alpha.sqrt() * original + (1 - alpha).sqrt() * noise
         images.append(model.decode(latents))
         if on_batch:
-            on_batch(index[-1] + 1)
+            on_batch(int(index[-1]) + 1)
     return torch.cat(images)
