@@ -155,29 +155,14 @@ choose_device() {
     if [ "$gpu" = cpu ]; then
         export CUDA_VISIBLE_DEVICES=
         echo "running the bundled small model on the CPU, as asked"
-        choose_threads
         return
     fi
     export CUDA_VISIBLE_DEVICES="$gpu"
     if ! command -v nvidia-smi > /dev/null || ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         echo "no usable GPU: running the bundled small model on the CPU"
-        choose_threads
     else
         echo "running on GPU $gpu"
     fi
-}
-
-choose_threads() { # threads that wait for each other on a busy machine cost ten times what they gain
-    [ -z "${OMP_NUM_THREADS:-}" ] && [ -r /proc/stat ] && command -v nproc > /dev/null || return 0
-    cores=$(nproc)
-    before=$(head -n 1 /proc/stat)
-    sleep 1
-    OMP_NUM_THREADS=$(printf '%s\n' "$before" "$(head -n 1 /proc/stat)" | awk -v cores="$cores" '
-        { idle[NR] = $3 + $5 + $6; for (k = 2; k <= 9; k++) total[NR] += $k } # niced work counts as idle: it gives way
-        END { time = total[2] - total[1]; free = time > 0 ? cores * (idle[2] - idle[1]) / time : cores
-              threads = int(free + 0.3); if (threads < 1) threads = 1; if (threads > cores) threads = cores; print threads }')
-    export OMP_NUM_THREADS
-    [ "$OMP_NUM_THREADS" -eq "$cores" ] || echo "other work keeps this machine busy: using $OMP_NUM_THREADS of $cores cores (OMP_NUM_THREADS decides)"
 }
 
 # --- stages --------------------------------------------------------------------------------------------------------------

@@ -135,15 +135,16 @@ def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
     assert list(tmp_path.rglob(".*")) == []  # nothing of the kills is left
 
 
-def test_number_of_threads():
-    """As many as there are free cores, at least one; what the user has set stays."""
-    script = (REPOSITORY / "run_pipeline.sh").read_text()
-    function = script[script.index("choose_threads() {") : script.index("# --- stages")]
-    for given in (None, "3"):
-        variables = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | ({"OMP_NUM_THREADS": given} if given else {})
-        done = subprocess.run(["sh", "-euc", function + "\nchoose_threads; echo $OMP_NUM_THREADS"], env=variables, capture_output=True, text=True)
-        threads = done.stdout.split()[-1]
-        assert threads == given if given else 1 <= int(threads) <= os.cpu_count()
+def test_threads_do_not_depend_on_the_load():
+    """PyTorch's own number or that of OMP_NUM_THREADS, and threads that wait without using a core."""
+    assert "OMP_NUM_THREADS" not in (REPOSITORY / "run_pipeline.sh").read_text()
+    code = "import sap3d, os, torch; print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads(), len(os.sched_getaffinity(0)))"
+    for given in ({}, {"OMP_NUM_THREADS": "1"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
+        variables = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")} | given
+        done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=variables, capture_output=True, text=True)
+        policy, threads, cores = done.stdout.split()
+        assert policy == given.get("OMP_WAIT_POLICY", "PASSIVE")
+        assert threads == given["OMP_NUM_THREADS"] if "OMP_NUM_THREADS" in given else 1 <= int(threads) <= int(cores)
 
 
 def test_many_objects(undisturbed):
