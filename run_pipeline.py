@@ -190,7 +190,7 @@ def find_objects(type_: str, root: Path, wanted: list[str]) -> list[str]:
 
     check_name(type_, "dataset type")
     bases = [base / "dataset" / "data" / "train" for base in (root, HERE)]
-    found = sorted({path.parent.name for base in bases for path in base.glob(f"{type_}/*/images")})
+    found = sorted({path.parent.name for base in bases for path in base.glob(f"{type_}/[!.]*/images")})
     if not found:
         types = sorted({path.parent.parent.name for base in bases for path in base.glob("*/*/images")})
         raise InputError(f"unknown dataset type {type_!r}; available: {', '.join(types)}")

@@ -4,7 +4,7 @@
 
 Writes (docs/DATASET.md has every field)
     dataset/data/train/<TYPE>/<NAME>/{images,poses}/000..   input views, RGBA 512 x 512
-    dataset/data/test/<NAME>/{images,poses}/000..083        ground truth for evaluation, RGBA 256 x 256
+    dataset/data/test/<NAME>/{images,poses}/000..083        ground truth for evaluation, RGBA 256 x 256; source.json: whose
     dataset/3d_models/<TYPE>/<NAME>/meshes/model.obj        the mesh, normalised: z up, centred, longest side 1
 """
 
@@ -66,12 +66,18 @@ def render_views(renderer: MeshRenderer, folder: Path, views: dict[str, Camera],
 
 
 def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = None, settings=RenderSettings()) -> bool:
-    """Write one object in the GSO layout under ``root``; False when it was there already: same mesh, same settings."""
+    """Write one object in the GSO layout under ``root``; False when it was there already: same mesh, same settings.
+
+    Raises InputError when another type has a different object of that name: data/test has no level for the type.
+    """
     check_name(type_, "dataset type")
     check_name(name, "object name")
     root = root_dir() if root is None else Path(root)
     train, test, model = object_folders(root, type_, name)
     record = {"format": 1, "mesh": mesh_hash(mesh), "settings": asdict(settings)}
+    source, owner = {"type": type_, "mesh": record["mesh"]}, read_json(test / "source.json")
+    if isinstance(owner, dict) and owner.get("type") != type_ and owner.get("mesh") != source["mesh"]:
+        raise InputError(f"{test}: holds the true views of another object, {owner.get('type')} {name}, and has no level for the type; choose another name")
     record_path = train / "render.json"
     if read_json(record_path) == record and test.is_dir() and (model / "meshes" / "model.obj").is_file():
         return False
@@ -82,6 +88,7 @@ def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = N
         save_obj(mesh, folder / "meshes", texture_size=settings.texture_size)
     with atomic_dir(test) as folder:
         render_views(renderer, folder, protocol_test_cameras(), settings.test_size, settings.supersample)
+        write_json(folder / "source.json", source)
     with atomic_dir(train) as folder:
         render_views(renderer, folder, inputs, settings.input_size, settings.supersample)
         write_json(folder / "render.json", record)

@@ -69,7 +69,8 @@ def _inputs(scene: Scene) -> dict[str, Path]:
         "initial_cameras": scene.initial_cameras,
         "refined_cameras": scene.refined_cameras,
         "true_cameras": scene.truth_poses_dir,
-        "true_views": scene.truth_test_dir / "images",
+        "true_views": scene.truth_test_dir,
+        "render_record": scene.train_dir / "render.json",
         "true_mesh": scene.truth_mesh,
         **{f"record {index}": path for index, path in enumerate(path for path, _ in _stage_records(scene))},
     }
@@ -172,6 +173,10 @@ def _measure_shape(scene, mesh, final, true_poses, truth, result, corrected, not
 
 def _true_views(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
     folder = scene.truth_test_dir / "images"
+    owner = read_json(scene.truth_test_dir / "source.json")  # the folder has no level for the type; without this file it is trusted
+    if isinstance(owner, dict) and owner.get("type") != scene.type and owner.get("mesh") != (read_json(scene.train_dir / "render.json") or {}).get("mesh"):
+        notes.append(f"no true test views: {_short(scene, folder)} holds those of another object, {owner.get('type')} {scene.object}; names must differ between types")
+        return {}
     names = [name for name in protocol_test_cameras() if (folder / f"{name}.png").is_file()]
     if len(names) < len(protocol_test_cameras()):
         where = _short(scene, folder)

@@ -94,7 +94,7 @@ def input_files(scene: Scene, names: Sequence[str]) -> dict[str, Path]:
 
 def available_objects(scene: Scene) -> list[str]:
     folder = scene.train_dir.parent
-    return sorted(p.name for p in folder.iterdir() if (p / "images").is_dir()) if folder.is_dir() else []
+    return sorted(p.name for p in folder.glob("[!.]*") if (p / "images").is_dir()) if folder.is_dir() else []
 
 
 def composite_white(rgba: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sap3d.metrics.pose import ANGLE_THRESHOLDS_DEG
 from sap3d.report import TABLE_KEYS, figure_cells
-from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
+from sap3d.results import FIGURE, Figure, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
 from sap3d.suite import ROWS, SUITES, Claim, Suite, load_rows, load_suite
 
@@ -83,7 +83,7 @@ def means_table(suite: Suite, rows: list[dict]) -> str:
 
 
 def claim_lines(claim: Claim, rows: list[dict]) -> list[str]:
-    """Whether ``better`` beats ``worse`` on the objects that both have: a line a figure, with the numbers."""
+    """Whether ``better`` beats ``worse`` on the objects that both have: a line a figure, judged by the numbers as printed."""
     sides = []
     for text in (claim.better, claim.worse):
         variant, _, views = text.partition("@")
@@ -92,18 +92,24 @@ def claim_lines(claim: Claim, rows: list[dict]) -> list[str]:
     lines = []
     for key in claim.figures:
         first, second = (mean_of([side[name] for name in common], key) for side in sides)
-        if first is None or second is None:
-            lines.append(f"* {claim.better} against {claim.worse}, {FIGURE[key].heading}: not measured.")
-            continue
         figure = FIGURE[key]
-        won = first > second if figure.more_is_better else first < second
+        if "-" in (figure.text(first), figure.text(second)):
+            lines.append(f"* {claim.better} against {claim.worse}, {figure.heading}: not measured.")
+            continue
+        verdict = {1: "beats", 0: "**equals, to the printed digits,**", -1: "**does not beat**"}[_comparison(figure, first, second)]
         pairs = [(sides[0][name].get(key), sides[1][name].get(key)) for name in common]
-        wins = sum((a > b) if figure.more_is_better else (a < b) for a, b in pairs if a is not None and b is not None)
+        each = [_comparison(figure, a, b) for a, b in pairs if "-" not in (figure.text(a), figure.text(b))]
         lines.append(
-            f"* {claim.better} {'beats' if won else '**does not beat**'} {claim.worse} in {figure.heading}: {figure.text(first)} against "
-            f"{figure.text(second)} (mean of {len(common)} objects; better on {wins})."
+            f"* {claim.better} {verdict} {claim.worse} in {figure.heading}: {figure.text(first)} against {figure.text(second)} "
+            f"(mean of {len(common)} objects; better on {each.count(1)}, equal on {each.count(0)})."
         )
     return lines
+
+
+def _comparison(figure: Figure, first: float, second: float) -> int:
+    """1 when ``first`` is better as printed, -1 when it is worse, 0 when both are printed alike."""
+    difference = float(figure.text(first)) - float(figure.text(second))
+    return int(np.sign(difference)) * (1 if figure.more_is_better else -1)
 
 
 def strict_table(suite: Suite, rows: list[dict]) -> str:

@@ -20,6 +20,7 @@ from sap3d.errors import InputError
 from sap3d.images import composite_white, load_rgba
 from sap3d.mesh_render import MeshRenderer, load_mesh_normalised
 from sap3d.regularisers import list_regularisers, load_regularisers
+from sap3d.scene import read_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = RenderSettings(views=3, input_size=32, test_size=16)
@@ -68,6 +69,24 @@ def test_render_object_writes_the_layout_once(tmp_path):
     assert render_object(mesh, "T", "cube", tmp_path, RenderSettings(views=4, input_size=32, test_size=16)) is True
     again = load_mesh_normalised(model / "meshes" / "model.obj")
     assert again.vertices.max() == pytest.approx(0.5) and len(again.faces) == 12
+
+
+def test_one_name_in_two_types(tmp_path):
+    """data/test has no level for the type: another mesh of that name is refused, the same mesh is not."""
+    mesh = load_mesh_normalised(write_cube(tmp_path / "source"))
+    assert render_object(mesh, "T", "cube", tmp_path, SMALL) and render_object(mesh, "U", "cube", tmp_path, SMALL)
+    other = load_mesh_normalised(write_cube(tmp_path / "other", scale=(1.0, 0.6, 0.4)))
+    with pytest.raises(InputError, match="true views of another object, U cube"):
+        render_object(other, "V", "cube", tmp_path, SMALL)
+    assert not (tmp_path / "dataset/data/train/V").exists()
+    assert render_object(other, "U", "cube", tmp_path, SMALL)  # a new mesh of the same object
+
+
+def test_bundled_objects_say_whose_their_true_views_are():
+    for folder in (REPOSITORY / "dataset/data/train/GSO_demo").glob("*/"):
+        if folder.is_dir():
+            mesh = read_json(folder / "render.json")["mesh"]
+            assert read_json(REPOSITORY / "dataset/data/test" / folder.name / "source.json") == {"type": "GSO_demo", "mesh": mesh}
 
 
 def test_kept_mesh_looks_like_the_original(tmp_path):

@@ -156,6 +156,17 @@ def test_without_ground_truth_there_are_pictures_and_times(scene):
     assert any("dataset/data/test/car" in note for note in result["notes"]) and not any(str(scene.root) in note for note in result["notes"])
 
 
+@pytest.mark.parametrize("type_, mesh, used", [("TINY", None, True), ("OTHER", "1", True), ("OTHER", "2", False), ("OTHER", None, False)])
+def test_true_views_of_another_type_are_left_out(truth, tmp_path, type_, mesh, used):
+    """data/test has no level for the type: the same name in two types is noticed, the same mesh in two types is fine."""
+    shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
+    scene, notes = Scene("TINY", "car", 3, tmp_path), []
+    write_json(scene.truth_test_dir / "source.json", {"type": type_, "mesh": "1"})
+    write_json(scene.train_dir / "render.json", {"mesh": mesh} if mesh else {})
+    assert bool(evaluate._true_views(scene, notes)) == used
+    assert used or "holds those of another object, OTHER car" in notes[0]
+
+
 def test_one_view_and_missing_parts(truth, tmp_path):
     shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
     scene = Scene("TINY", "car", 1, tmp_path)
@@ -283,6 +294,23 @@ def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
     assert "sharp@2 beats full@2 in 2D PSNR:" in page and "full@2 **does not beat** sharp@2 in 2D LPIPS" in page
     assert "3D PSNR: not measured" in page and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
     assert str(small_suite) not in page and (small_suite / "rows" / "small.csv").read_text().startswith("variant,")
+
+
+@pytest.mark.parametrize(
+    "key, first, second, verdict",
+    [
+        ("3d_psnr_mean", 18.4549, 18.4451, "a@5 **equals, to the printed digits,** b@5 in 3D PSNR: 18.45 against 18.45"),
+        ("3d_psnr_mean", 18.456, 18.454, "a@5 beats b@5 in 3D PSNR: 18.46 against 18.45 (mean of 2 objects; better on 2, equal on 0)"),
+        ("3d_lpips_mean", 0.1691, 0.1694, "a@5 **equals, to the printed digits,** b@5 in 3D LPIPS: 0.169 against 0.169 (mean of 2 objects; better on 0, equal on 2)"),
+        ("3d_lpips_mean", 0.168, 0.169, "a@5 beats b@5 in 3D LPIPS: 0.168 against 0.169"),
+        ("3d_lpips_mean", 0.170, 0.169, "a@5 **does not beat** b@5 in 3D LPIPS: 0.170 against 0.169 (mean of 2 objects; better on 0, equal on 0)"),
+        ("CD", float("nan"), 0.169, "a@5 against b@5, Chamfer: not measured"),
+    ],
+)  # fmt: skip
+def test_claims_are_judged_by_the_printed_digits(key, first, second, verdict):
+    rows = [{"variant": variant, "result": {"NAME": name, "views": 5, key: value}} for variant, value in (("a", first), ("b", second)) for name in ("one", "two")]
+    (line,) = suite_tables.claim_lines(suite.Claim("a@5", "b@5", [key]), rows)
+    assert line.startswith(f"* {verdict}")
 
 
 def test_suite_keeps_going_after_a_failure(small_suite):
