@@ -80,7 +80,8 @@ def test_patch_autoencoder_scales_its_latents():
     vae = PatchPCAAutoencoder().fit(train)
     again = PatchPCAAutoencoder().fit(train.flip(0))
     latents = vae.encode(train).latent_dist.mode()
-    assert float(latents.square().mean().sqrt()) == pytest.approx(1, abs=0.1)
+    assert float(latents.square().mean().sqrt()) == pytest.approx(0.5, abs=0.01) and latents.mean((0, 2, 3)).abs().max() < 1e-3
+    assert torch.allclose(latents.var((0, 2, 3)), vae.latent_variance, rtol=0.02)
     assert torch.allclose(again.encode(train).latent_dist.mode(), latents, atol=1e-3)  # a refit gives the same signs
     assert torch.allclose(vae.basis @ vae.basis.T, torch.eye(12), atol=1e-4)
     with pytest.raises(ValueError, match="at most 48"):
@@ -174,6 +175,19 @@ def test_targets_invert(model, kind):
     assert torch.allclose(other.predicted_original(target, noisy, t), x0, atol=1e-3)
     assert torch.allclose(other.predicted_noise(target, noisy, t), noise, atol=1e-3)
     assert (other.snr(t).diff() < 0).all()
+
+
+def test_linear_guess_leaves_nothing_that_a_line_could_find(model):
+    generator = torch.Generator().manual_seed(0)
+    variance = model.vae.latent_variance[:, None, None]
+    x0 = torch.randn(20000, 12, 1, 1, generator=generator) * variance.sqrt()
+    noise = torch.randn(x0.shape, generator=generator)
+    for step in (0, 200, 600, 999):
+        t = torch.full((len(x0),), step)
+        noisy = model.add_noise(x0, noise, t)
+        left = model.training_target(x0, noise, t) - model.linear_guess(noisy, t)
+        slope = (left * noisy).mean(0) / noisy.square().mean(0)
+        assert slope.abs().max() < 0.05 and (left.square().mean(0) <= 1.05 * model.training_target(x0, noise, t).square().mean(0)).all()
 
 
 def test_small_model_ends_in_pure_noise(model):

@@ -34,7 +34,8 @@ class PatchPCAAutoencoder(ModelMixin, ConfigMixin):
 
     ``basis`` has orthonormal rows (latent_channels, 3 p p); ``gain`` scales each component. With ``gain`` the inverse
     standard deviation to the power ``whitening`` (0: natural variances, 1: all equal), small components stay smaller
-    than large ones but are not drowned by the noise of the diffusion.
+    than large ones but are not drowned by the noise of the diffusion. ``latent_variance`` of each
+    component over the images it was fitted to is kept for the diffusion model.
     """
 
     @register_to_config
@@ -46,21 +47,25 @@ class PatchPCAAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("basis", torch.eye(latent_channels, size))
         self.register_buffer("gain", torch.ones(latent_channels))
+        self.register_buffer("latent_variance", torch.ones(latent_channels))
 
     @torch.no_grad()
     def fit(self, images: Tensor, whitening: float = 0.5) -> PatchPCAAutoencoder:
-        """Fit to images (B, 3, S, S) in [-1, 1]. The latents' overall root mean square becomes 1."""
+        """Fit to images (B, 3, S, S) in [-1, 1]. The latents have mean 0 and overall mean square 1/4.
+
+        Less than 1, because the first component is several times larger than the mean and alike over wide regions: noise
+        hides the object's outline only where it is stronger than that (arXiv 2301.10972 scales its inputs for this reason).
+        """
         patches = self._patches(images).flatten(2).transpose(1, 2).reshape(-1, self.mean.numel()).double()
-        # White patches are most of a corpus on white background; the object's own patches shape the basis.
-        patches = patches[(patches < 0.99).any(dim=1)]
-        mean = patches.mean(0)
-        covariance = torch.cov((patches - mean).T)
-        variance, vectors = torch.linalg.eigh(covariance)
-        channels = self.config.latent_channels
-        variance, basis = variance.flip(0)[:channels], vectors.flip(1).T[:channels]
+        # White patches are most of a corpus on white background: the object's own patches shape the basis, all of them the scale.
+        covariance = torch.cov(patches[(patches < 0.99).any(dim=1)].T)
+        basis = torch.linalg.eigh(covariance)[1].flip(1).T[: self.config.latent_channels]
         basis = basis * torch.sign(basis.sum(1, keepdim=True) + 1e-9)  # a fixed sign, so that a refit gives the same latents
-        gain = variance.clamp_min(1e-8).sqrt() ** -whitening
-        gain = gain / ((gain**2 * variance).mean().sqrt())
+        mean = patches.mean(0)
+        variance = ((patches - mean) @ basis.T).var(0).clamp_min(1e-8)
+        gain = variance.sqrt() ** -whitening
+        gain = 0.5 * gain / ((gain**2 * variance).mean().sqrt())
+        self.latent_variance.copy_(gain**2 * variance)
         self.mean.copy_(mean)
         self.basis.copy_(basis)
         self.gain.copy_(gain)

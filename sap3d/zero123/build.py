@@ -27,7 +27,7 @@ def build_tiny(
     seed: int = 0,
 ) -> Zero123:
     """A small Zero-1-to-3 with random weights: patch PCA, plane sweep (``planes`` 0: the published concatenation),
-    AlexNet-CLIP patch tokens, v-prediction, zero terminal SNR."""
+    AlexNet-CLIP patch tokens, v-prediction beside a linear guess, zero terminal SNR."""
     sweep = PlaneSweep(planes, plane_components) if planes else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def build_tiny(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
     )  # fmt: skip
-    return Zero123(unet, vae, encoder, projection, scheduler, sweep)
+    return Zero123(unet, vae, encoder, projection, scheduler, sweep, linear_skip=True)
 
 
 def tiny_random_model(seed: int = 0, planes: int = 4) -> Zero123:

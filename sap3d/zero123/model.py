@@ -90,11 +90,14 @@ class Zero123(nn.Module):
 
     sweep: how condition images reach the U-Net's input: None for the published form (the autoencoder's mode, the same for
     every target), or a plane sweep, which needs the autoencoder to be the patch one and takes several conditions at once.
+    linear_skip: the U-Net predicts what is left of the target after the best linear guess from the noisy latent alone
+    (``linear_guess``), so that copying noise need not be learned; needs the patch autoencoder and v-prediction.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler, sweep: PlaneSweep | None = None):
+    def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler, sweep: PlaneSweep | None = None,
+                 linear_skip: bool = False):  # fmt: skip
         super().__init__()
-        self.sweep = sweep
+        self.sweep, self.linear_skip = sweep, linear_skip
         self.unet, self.vae, self.image_encoder, self.cc_projection = unet, vae, image_encoder, cc_projection
         self.scheduler = scheduler
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone().float(), persistent=False)
@@ -217,7 +220,18 @@ class Zero123(nn.Module):
         return tokens, self.condition_channels(features, pose).to(dtype)
 
     def _denoise(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor) -> Tensor:
-        return self.unet(torch.cat([noisy.to(concat.dtype), concat], dim=1), t, encoder_hidden_states=tokens).sample.to(noisy.dtype)
+        out = self.unet(torch.cat([noisy.to(concat.dtype), concat], dim=1), t, encoder_hidden_states=tokens).sample.to(noisy.dtype)
+        return out + self.linear_guess(noisy, t) if self.linear_skip else out
+
+    def linear_guess(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """v of the best linear estimate of each latent channel from its own noisy value (a Wiener filter, with the channel's
+        variance s over the corpus and mean 0): x0 = sqrt(a) s / (a s + 1 - a) x_t. Compare the skip connection of EDM's
+        preconditioning (arXiv 2206.00364, section 5), which takes one variance for all channels.
+        """
+        alpha, variance = self._alpha(t), self.vae.latent_variance[:, None, None]
+        original = alpha.sqrt() * variance / (alpha * variance + 1 - alpha) * noisy
+        noise = (noisy - alpha.sqrt() * original) / (1 - alpha).sqrt()
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * original
 
     def training_target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What ``predict`` should return: the noise, or v = sqrt(a) noise - sqrt(1 - a) x0 (arXiv 2202.00512)."""
@@ -270,6 +284,7 @@ class Zero123(nn.Module):
                     "cc_projection": "CameraProjection",
                     "scheduler": "DDIMScheduler",
                     **({"sweep": self.sweep.config()} if self.sweep is not None else {}),
+                    **({"linear_skip": True} if self.linear_skip else {}),
                 },
             )
 
@@ -303,7 +318,7 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
         raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
     except Exception as error:  # safetensors raises its own class for damaged files
         raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
-    return Zero123(unet, vae, image_encoder, projection, scheduler, sweep).to(device, dtype).eval()
+    return Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip"))).to(device, dtype).eval()
 
 
 def _load(cls, folder: Path):

@@ -1,0 +1,117 @@
+"""What the base model can do without test-time training: ``python -m camerabooth.prior.evaluate --type GSO_dev --views 1 2 5``.
+
+Zero-shot novel views of all objects of a type from their first N photos with the TRUE cameras, over the 84 views of the
+protocol, beside repeating the first photo and beside the autoencoder alone (the truth encoded and decoded), which bounds
+everything else. Reads ground truth; no stage does. ``--rows FILE`` stores the table as CSV; ``--sheets FOLDER`` stores
+pictures: truth over novel views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from camerabooth.config import BoothConfig
+from camerabooth.nvs import novel_views, photos_over_white
+from camerabooth.training import compute_context
+from sap3d.cameras import Camera, camera_from_pose
+from sap3d.errors import InputError, cli
+from sap3d.images import composite_white, contact_sheet, load_input_views, load_rgba, resize, save_image
+from sap3d.metrics.image import score_images
+from sap3d.report import write_csv
+from sap3d.results import markdown_table
+from sap3d.scene import Scene, root_dir
+from sap3d.zero123 import Zero123, load_zero123
+
+SHEET_VIEWS = ("000", "015", "039", "042", "045", "072")
+
+
+def objects_of(type_: str) -> list[str]:
+    folder = root_dir() / "dataset" / "data" / "train" / type_
+    found = sorted(p.name for p in folder.iterdir() if (p / "poses").is_dir()) if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{folder}: no objects with true poses; dataset/gso.py and dataset/render.py make them")
+    return found
+
+
+def true_cameras(folder: Path, names) -> dict[str, Camera]:
+    return {name: camera_from_pose(np.load(folder / f"{name}.npy")) for name in names}
+
+
+@torch.no_grad()
+def through_autoencoder(model: Zero123, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Images (S, S, 3) encoded and decoded at the model's size, back at their own."""
+    batch = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2).float()
+    decoded = torch.cat([model.decode(model.encode_target(chunk)) for chunk in batch.split(28)]).permute(0, 2, 3, 1).numpy()
+    return {name: resize(image, batch.shape[-1]) for name, image in zip(images, decoded)}
+
+
+def evaluate_object(model: Zero123, type_: str, name: str, views: list[int], config: BoothConfig) -> tuple[list[dict], np.ndarray]:
+    """Rows of figures, one a way and number of views, and a picture: truth, then a row of novel views for each number."""
+    scene = Scene(type_, name, max(views))
+    photos = load_input_views(scene)
+    cameras = true_cameras(scene.truth_poses_dir, photos)
+    folder = scene.truth_test_dir
+    targets = true_cameras(folder / "poses", sorted(p.stem for p in (folder / "poses").glob("*.npy")))
+    truth = {key: composite_white(load_rgba(folder / "images" / f"{key}.png")) for key in targets}
+    first = composite_white(resize(photos["000"], 256))
+    sets = {("repeated photo", 1, 0.0): {key: first for key in targets}, ("autoencoder", 0, 0.0): through_autoencoder(model, truth)}
+    for count in views:
+        chosen = list(photos)[:count]
+        began = time.time()
+        found = novel_views(model, photos_over_white({k: photos[k] for k in chosen}), {k: cameras[k] for k in chosen}, targets, config)
+        sets["zero-shot", count, time.time() - began] = found
+    scores = score_images(truth, sets)
+    rows = [
+        {"object": name, "way": way, "views": count, **{key: round(value, 5) for key, value in s.compat().items()}, "seconds": round(seconds, 1)}
+        for (way, count, seconds), s in scores.items()
+    ]
+    shown = [truth] + [images for (way, _, _), images in sets.items() if way == "zero-shot"]
+    return rows, contact_sheet([[images[key] for key in SHEET_VIEWS] for images in shown], size=128)
+
+
+def summary(rows: list[dict]) -> str:
+    """Means over objects, a line a way and number of views."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["way"], row["views"]), []).append(row)
+    lines = [
+        [way, str(count or "-"), str(len(group))] + [f"{np.mean([r[key] for r in group]):.{digits}f}" for key, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3), ("seconds", 1))]
+        for (way, count), group in groups.items()
+    ]
+    return markdown_table(["novel views", "photos", "objects", "PSNR", "SSIM", "LPIPS", "seconds"], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m camerabooth.prior.evaluate", description=__doc__.split(":")[0])
+    parser.add_argument("--type", default="GSO_demo")
+    parser.add_argument("--objects", nargs="*", help="only these")
+    parser.add_argument("--views", nargs="+", type=int, default=[1])
+    parser.add_argument("--model", help="model folder (default: the bundled one)")
+    parser.add_argument("--rows", type=Path, help="CSV file to write")
+    parser.add_argument("--sheets", type=Path, help="folder for pictures")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of stage 2's sampling, e.g. nvs_steps=10")
+    arguments = parser.parse_args()
+    from sap3d.config import load_config
+
+    config = load_config(BoothConfig, None, arguments.settings)
+    model = load_zero123(arguments.model and Path(arguments.model), dtype=torch.float32)
+    compute_context(config.precision, model.device)  # an unusable precision is refused before hours of work
+    rows: list[dict] = []
+    for name in arguments.objects or objects_of(arguments.type):
+        found, sheet = evaluate_object(model, arguments.type, name, arguments.views, config)
+        rows += found
+        print(name + ": " + "; ".join(f"{r['way']} {r['views'] or ''} {r['psnr']:.2f} dB {r['lpips']:.3f}" for r in found), flush=True)
+        if arguments.sheets:
+            save_image(arguments.sheets / f"{name}.png", sheet)
+        if arguments.rows:
+            write_csv(arguments.rows, rows)
+    print("\n" + summary(rows))
+
+
+if __name__ == "__main__":
+    cli(main)
