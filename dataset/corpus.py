@@ -1,9 +1,10 @@
-"""Build the training corpus: 24 posed renders of every object of the Sweet Home 3D furniture libraries.
+"""Build the training corpus: 24 posed renders of every object of the Sweet Home 3D furniture libraries, and of procedural ones.
 
-    python -m dataset.corpus --source sweethome3d-furniture_1.8-1_all.deb --out dataset/corpus_cache
+    python -m dataset.corpus --source sweethome3d-furniture_1.8-1_all.deb --procedural 2400 --out dataset/corpus_cache
 
-One file an object, ``objects/<id>.npz`` (fields: docs/DATASET.md), written atomically, so that a second run goes on where
-the first stopped; ``index.json`` with author and licence of every object, and the objects that could not be rendered.
+Either kind may be left out; what the folder holds of the other stays. One file an object, ``objects/<id>.npz`` (fields:
+docs/DATASET.md), written atomically, so that a second run goes on where the first stopped; ``index.json`` with author and
+licence of every object, and the objects that could not be rendered.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import sweethome
+from dataset import procedural, sweethome
 from sap3d import cameras
 from sap3d.errors import InputError, cli
-from sap3d.mesh_render import MeshRenderer, random_lighting
+from sap3d.mesh_render import DEFAULT_LIGHTING, MeshRenderer, random_lighting
 from sap3d.scene import atomic_path, read_json, write_json
 
 VIEWS = 24
@@ -59,15 +60,45 @@ def encode_webp(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def render_object(item: sweethome.CorpusObject, path: Path) -> dict:
+class BoxRenderer(MeshRenderer):
+    """Casts only the rays of the rectangle that the mesh can cover: the same images in three quarters of the time."""
+
+    def render(self, camera_from_world, fov_rad=cameras.FOV_RAD, size=256, supersample=2, lighting=DEFAULT_LIGHTING) -> np.ndarray:
+        tangent, pose = np.tan(fov_rad / 2), np.asarray(camera_from_world, np.float64)
+        points = self.mesh.vertices[self.mesh.faces].reshape(-1, 3) @ pose[:, :3].T + pose[:, 3]
+        depth = -points[:, 2]
+        if depth.min() < 1e-3:  # part of the mesh is behind the camera
+            return super().render(camera_from_world, fov_rad, size, supersample, lighting)
+        across, down = ((value / depth / tangent + 1) / 2 * size for value in (points[:, 0], -points[:, 1]))
+        (left, right), (top, bottom) = (np.clip([np.floor(v.min()) - 1, np.ceil(v.max()) + 1], 0, size).astype(int) for v in (across, down))
+        image = np.zeros((size, size, 4), np.float32)
+        if left == right or top == bottom:
+            return image
+        fine = size * supersample
+        x, y = (((np.arange(a * supersample, b * supersample) + 0.5) / fine * 2 - 1) * tangent for a, b in ((left, right), (top, bottom)))
+        directions = np.stack(np.broadcast_arrays(x[None], -y[:, None], -1.0), -1) @ pose[:, :3]
+        directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+        directions = directions.reshape(-1, 3).astype(np.float32)
+        origins = np.broadcast_to(cameras.camera_centers(pose).astype(np.float32), directions.shape).copy()
+        hit, face, distance, weights = self._cast(origins, directions)
+        samples = np.zeros((len(directions), 4), np.float32)
+        samples[hit, :3] = self._shade(face, weights, distance * (2 * tangent / fine), directions[hit], lighting)
+        samples[hit, 3] = 1
+        block = samples.reshape(bottom - top, supersample, right - left, supersample, 4).mean((1, 3))
+        block[..., :3] /= np.maximum(block[..., 3:], 1e-6)
+        image[top:bottom, left:right] = np.clip(block, 0, 1)
+        return image
+
+
+def render_object(item: sweethome.CorpusObject | procedural.ProceduralObject, path: Path) -> dict:
     """Render one object into ``path``; returns facts about its mesh."""
-    mesh = sweethome.load_object(item)
+    mesh = item.load()
     if len(mesh.faces) > LARGEST_MESH:
         raise InputError(f"{len(mesh.faces)} triangles are more than {LARGEST_MESH}")
     generator = np.random.default_rng(seed_of(item.id))
     views = sample_cameras(generator)
     lighting = random_lighting(generator)
-    renderer = MeshRenderer(mesh)
+    renderer = BoxRenderer(mesh)
     images = []
     for polar, azimuth, radius in views:
         pose = cameras.Camera(polar, azimuth, radius).camera_from_world()
@@ -108,25 +139,38 @@ def is_complete(path: Path) -> bool:
         return False
 
 
-def build(source: Path, out: Path, workers: int, limit: int | None = None) -> dict:
-    """Render what is missing; returns the index that was written."""
+def build(source: Path | None, out: Path, workers: int, limit: int | None = None, procedural_count: int = 0) -> dict:
+    """Render what is missing; returns the index that was written.
+
+    Args:
+        source: folder, .deb or .sh3f of the furniture libraries, or None for none of them.
+        limit: only the first objects of the libraries.
+        procedural_count: so many procedural objects too.
+    """
     out = Path(out)
-    items = sweethome.list_objects(sweethome.find_libraries(source, out / "libraries"))[:limit]
+    items = [] if source is None else sweethome.list_objects(sweethome.find_libraries(source, out / "libraries"))[:limit]
+    items += procedural.list_objects(procedural_count)
     index_path = out / "index.json"
-    facts = {record["id"]: record for record in (read_json(index_path) or {}).get("objects", [])}
+    before = read_json(index_path) or {}
+    facts = {record["id"]: record for record in before.get("objects", [])}
     (out / "objects").mkdir(parents=True, exist_ok=True)
-    todo, done, failed = [], {}, {}
+    asked = {item.id for item in items}
+    todo, done = [], {key: record for key, record in facts.items() if key not in asked}
+    failed = {key: reason for key, reason in before.get("failed", {}).items() if key not in asked}
+    kept = len(done)
     for item in items:
         path = out / "objects" / f"{item.id}.npz"
-        if item.id in facts and is_complete(path):
+        if item.record().items() <= facts.get(item.id, {}).items() and is_complete(path):
             done[item.id] = facts[item.id]
         else:
             todo.append((item, path))
-    print(f"{len(items)} objects, {len(done)} already rendered, {workers} processes", flush=True)
+    print(f"{len(items)} objects, {len(done) - kept} already rendered, {workers} processes", flush=True)
     by_id = {item.id: item for item in items}
 
     def write_index() -> dict:
-        index = {"format": FORMAT, "views": VIEWS, "size": SIZE, "fov_deg": 49.1, "source": sweethome.SOURCE,
+        libraries = {record["library"] for record in done.values()}
+        sources = [sweethome.SOURCE] * bool(libraries - {procedural.LIBRARY}) + [procedural.SOURCE] * (procedural.LIBRARY in libraries)
+        index = {"format": FORMAT, "views": VIEWS, "size": SIZE, "fov_deg": 49.1, "source": "; ".join(sources),
                  "objects": [done[key] for key in sorted(done)], "failed": dict(sorted(failed.items()))}  # fmt: skip
         write_json(index_path, index)
         return index
@@ -147,12 +191,15 @@ def build(source: Path, out: Path, workers: int, limit: int | None = None) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dataset.corpus", description=__doc__.split("\n")[0])
-    parser.add_argument("--source", type=Path, required=True, help=f"folder, .deb or .sh3f; {sweethome.HOW_TO_GET}")
+    parser.add_argument("--source", type=Path, help=f"folder, .deb or .sh3f; {sweethome.HOW_TO_GET}")
+    parser.add_argument("--procedural", type=int, default=0, metavar="N", help="render the first N procedural objects too")
     parser.add_argument("--out", type=Path, default=Path("dataset/corpus_cache"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--limit", type=int, help="render the first objects only")
+    parser.add_argument("--limit", type=int, help="render the first objects of the libraries only")
     args = parser.parse_args()
-    index = build(args.source, args.out, max(1, args.workers), args.limit)
+    if args.procedural < 0 or (args.source is None and not args.procedural):
+        raise InputError(f"nothing to render: give --source, --procedural N or both; {sweethome.HOW_TO_GET}")
+    index = build(args.source, args.out, max(1, args.workers), args.limit, args.procedural)
     print(f"{len(index['objects'])} objects in {args.out}, {len(index['failed'])} skipped (named in {args.out / 'index.json'})")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import sweethome
+from dataset import procedural, sweethome
 from dataset.corpus_reader import CorpusReader, split_ids
 from dataset.render import RenderSettings, render_object
 from sap3d.errors import InputError, cli
@@ -44,16 +44,16 @@ _LEGAL = {
 def choose_regularisers(corpus: CorpusReader, count: int) -> list[int]:
     """Rows of ``count`` objects that differ most: farthest-point sampling over 8 x 8 thumbnails, averaged over the views.
 
-    Thin and tiny objects are left out (mean alpha below 0.08), and so are objects without any colour.
+    Thin and tiny objects are left out (mean alpha below 0.08), and so are objects without any colour and procedural ones.
     """
     thumbnails, usable = [], []
-    for views in corpus.images:
+    for name, views in zip(corpus.names, corpus.images):
         small = views.reshape(len(views), 8, corpus.size // 8, 8, corpus.size // 8, 4).mean((2, 4)) / 255
         white = small[..., :3] + 1 - small[..., 3:]
         thumbnails.append(white.mean(0).ravel())
         total = small.sum((0, 1, 2))
         colour = total[:3] / max(total[3], 1e-6)
-        usable.append(small[..., 3].mean() > 0.08 and (np.ptp(colour) > 0.05 or small[..., :3].std() > 0.2))
+        usable.append(not procedural.is_procedural(name) and small[..., 3].mean() > 0.08 and (np.ptp(colour) > 0.05 or small[..., :3].std() > 0.2))
     thumbnails, usable = np.stack(thumbnails), np.flatnonzero(usable)
     if len(usable) < count:
         raise InputError(f"only {len(usable)} objects of the corpus can serve as regularisers, {count} are wanted; render all of it first")

@@ -2,9 +2,10 @@
 
     python -m dataset.make_splits --cache dataset/corpus_cache --out dataset/splits
 
-The lists are committed, with ``attribution.csv`` (author and licence of every object): run this only when the corpus itself changes. Two objects count as near-duplicates when their
-names in one library agree up to digits, colours, materials and words such as "open" or "left", or when their meshes have the same number
-of triangles and the same extents (one mesh in several colours).
+The lists are committed (procedural objects have a rule of their own, ``procedural.part_of``), with ``attribution.csv`` (author
+and licence of every object): run this only when the corpus itself changes. Two objects count as near-duplicates when their
+names in one library agree up to digits, colours, materials and words such as "open" or "left", or when their meshes have the
+same number of triangles and the same extents (one mesh in several colours).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dataset.corpus import seed_of
+from dataset.procedural import is_procedural
 from sap3d.errors import InputError, cli
 from sap3d.scene import read_json, write_text
 
@@ -79,17 +81,18 @@ def main() -> None:
     index = read_json(args.cache / "index.json")
     if not index:
         raise InputError(f"{args.cache / 'index.json'}: no corpus index; run python -m dataset.corpus first")
-    known = {record["id"] for record in index["objects"]}
+    records = [record for record in index["objects"] if not is_procedural(record["id"])]
+    known = {record["id"] for record in records}
     for identifier in args.test_first:
         if identifier not in known:
             raise InputError(f"{identifier}: no such object in {args.cache}")
-    for part, ids in split(index["objects"], tuple(args.test_first)).items():
+    for part, ids in split(records, tuple(args.test_first)).items():
         write_text(args.out / f"{part}.txt", "".join(f"{identifier}\n" for identifier in ids))
         print(f"{part}: {len(ids)} objects")
     buffer = io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["id", "name", "author", "licence"])
-    table.writerows([record["id"], record["name"], record["author"], record["licence"]] for record in index["objects"])
+    table.writerows([record["id"], record["name"], record["author"], record["licence"]] for record in records)
     write_text(args.out / "attribution.csv", buffer.getvalue())
 
 

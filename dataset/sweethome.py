@@ -55,6 +55,10 @@ class CorpusObject:
             "member": self.member,
         }
 
+    def load(self):
+        """The object's ``RenderMesh``."""
+        return load_object(self)
+
 
 def find_libraries(source: Path, unpack_dir: Path) -> list[Path]:
     """The ``*.sh3f`` files under a folder, or of a ``.deb`` (which is unpacked, libraries only, into ``unpack_dir``)."""
