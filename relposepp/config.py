@@ -64,19 +64,21 @@ class NetworkConfig:
 class RelPoseConfig:
     """Settings of the stage (``python -m relposepp.run``)."""
 
-    QUICK: ClassVar[tuple[str, ...]] = ("candidates=48",)
+    QUICK: ClassVar[tuple[str, ...]] = ("starts=16000", "beam=80", "candidates=100")
 
     weights: str = ""  # folder with model.safetensors and config.json; empty: the bundled tiny weights
     device: str = "auto"  # auto, cpu or cuda
     search: str = "look_at"  # look_at: (azimuth, elevation) a view, no roll; so3: all rotations, as published
     hypotheses: int = 5  # how many scored camera configurations are kept
-    candidates: int = 128  # how many configurations of the search are refined and judged by the re-ranking
+    starts: int = 40000  # random starts of the search by outlines
+    beam: int = 200  # how many partial configurations it carries on (in proportion)
+    candidates: int = 300  # how many of its configurations are judged by hull, colours and network
     azimuth_step_deg: float = 5.0  # grid of the look_at search
     elevation_step_deg: float = 5.0  # grid of the look_at search
     elevation_range_deg: tuple[float, float] = (-40.0, 70.0)  # grid of the look_at search
     queries: int = 30000  # random rotations a pair in the so3 search (the published evaluation uses 500,000)
     iterations: int = 50  # steps of coordinate ascent in the so3 search, as published
-    rerank: bool = True  # re-rank the hypotheses by silhouettes, colours and features (no trained prior)
+    rerank: bool = True  # search by outlines, judge by hull and colours too (no trained prior); false: the network alone
     seed: int = 0  # seed of the random queries
 
 

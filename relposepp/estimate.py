@@ -16,6 +16,7 @@ from sap3d.images import resize
 CROP_PADDING = 1.15  # side of the square crop over the longer side of the object's box, as published
 RADIUS_RANGE = (0.9, 3.0)  # what the translation head may say, in object lengths
 WELL_CONDITIONED = 0.2  # common_up_axis below this: azimuths are nearly equal or opposite
+PROPOSALS = 24  # configurations by the network alone
 AGREEMENT_DEG = 20.0  # hypotheses agree about a view within this angle
 
 
@@ -89,18 +90,20 @@ def radius_of(network, features) -> np.ndarray:
 
 
 def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig) -> Estimate:
-    """Search by the scores of the pairs, with ``rerank`` refined and judged again by the photos; and report."""
-    if not config.rerank or scores.views == 1:
-        return finish(propose(scores, config), radius, scores, config)
+    """Search by the scores of the pairs alone, or with ``rerank`` by the outlines, judged by all that the photos say; and report."""
+    proposals = propose(scores, config)
+    if config.rerank and scores.views > 1:
+        proposals = reranker_of(scores, images, config).run(proposals)
+    return finish(proposals, radius, scores, config)
+
+
+def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig):
+    from relposepp.multistart import Effort
     from relposepp.rerank import Reranker
 
     grid = look_at_grid(config)
-    reranker = Reranker.of(Tables.of(scores, grid), grid, images, radius)
-    if config.search == "look_at":
-        hypotheses = search_look_at(reranker.search_tables(), grid, max(config.candidates, config.hypotheses))
-    else:
-        hypotheses = propose(scores, config)
-    return finish(reranker.run(hypotheses), radius, scores, config)
+    effort = Effort(starts=config.starts, keep_first=3 * config.beam, keep=2 * config.beam, stirred=config.beam // 4)
+    return Reranker.of(Tables.of(scores, grid), grid, images, effort, config.candidates, config.seed)
 
 
 def look_at_grid(config: RelPoseConfig) -> Grid:
@@ -111,7 +114,7 @@ def propose(scores: PairScores, config: RelPoseConfig) -> list[Hypothesis]:
     """Scored configurations by the search that ``config.search`` names, best first."""
     if config.search == "look_at":
         grid = look_at_grid(config)
-        return search_look_at(Tables.of(scores, grid), grid, max(config.candidates, config.hypotheses))
+        return search_look_at(Tables.of(scores, grid), grid, max(PROPOSALS, config.hypotheses))
     if config.search == "so3":
         found = search_so3(scores, config.queries, config.iterations, max(config.hypotheses, 4), np.random.default_rng(config.seed))
         return [Hypothesis(*upright(rotations, scores), score) for rotations, score in found]

@@ -99,24 +99,22 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
 
 
 # --- re-ranking: each term alone, and the fit of the weights ----------------------------------------------------------
-def candidate_terms(scenes, network, config: RelPoseConfig, device: str, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A scene: terms (K, T) of the ``count`` best configurations of the search, refined, and their mean pair errors (K,)."""
+def candidate_terms(scenes, network, config: RelPoseConfig, device: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A scene: terms (K, T) of the configurations that the re-ranking chooses from, and their mean pair errors (K,)."""
     import torch
 
-    from relposepp.estimate import look_at_grid, network_inputs, radius_of
-    from relposepp.inference import NetworkScores, Tables, search_look_at
-    from relposepp.rerank import Reranker
+    from relposepp.estimate import network_inputs, propose, reranker_of
+    from relposepp.inference import NetworkScores
 
-    found, grid = [], look_at_grid(config)
+    found = []
     for _, photos, truth, _ in scenes:
         inputs, _ = network_inputs(photos, network.config.image_size, False)
         with torch.no_grad():
-            features = network.features(torch.from_numpy(inputs)[None].to(device))[0]
-        tables = Tables.of(NetworkScores(network, features), grid)
-        reranker = Reranker.of(tables, grid, photos, radius_of(network, features))
-        refined = reranker.refine(search_look_at(reranker.search_tables(), grid, count))
-        errors = np.array([np.mean(pair_errors_deg(r, truth)) for r in look_at_rotation(refined[0], refined[1])])
-        found.append((reranker.terms(*refined), errors))
+            scores = NetworkScores(network, network.features(torch.from_numpy(inputs)[None].to(device))[0])
+        reranker = reranker_of(scores, photos, config)
+        solution = reranker.search(propose(scores, config))
+        rotations = look_at_rotation(solution.elevation.double().numpy(), solution.azimuth.double().numpy())
+        found.append((reranker.terms(solution), np.array([np.mean(pair_errors_deg(r, truth)) for r in rotations])))
     return found
 
 
@@ -145,7 +143,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=40, help="most scenes a number of views")
     parser.add_argument("--fit", action="store_true", help="fit the weights of the re-ranking (on the corpus only)")
     parser.add_argument("--alone", action="store_true", help="choose among the same configurations by every term alone, and by all")
-    parser.add_argument("--candidates", type=int, default=96, help="configurations a scene for --fit and --alone")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the stage")
     arguments = parser.parse_args(argv)
@@ -164,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             scenes = corpus_scenes(arguments.corpus, arguments.part, views, arguments.scenes, 1)
         if arguments.fit or arguments.alone:
-            candidates = candidate_terms(scenes, network, config, device, arguments.candidates)
+            candidates = candidate_terms(scenes, network, config, device)
             weights = fit_weights(candidates) if arguments.fit else weights_for(views)
             print(f"{views} views: weights {', '.join(f'{name} {w:.3g}' for name, w in zip(TERMS, weights))}")
             chosen = {"all": weights} | {name: np.eye(len(TERMS))[k] for k, name in enumerate(TERMS)}

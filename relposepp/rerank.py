@@ -1,8 +1,8 @@
-"""Re-ranking: configurations of the search refined by the photos' outlines and judged by all that the photos say.
+"""Re-ranking: configurations whose outlines agree, judged by all that the photos say.
 
-score = weights . terms; the terms (``TERMS``) are the network's opinion, the outlines (relposepp/silhouettes.py) and the visual
-hull with colours and features (relposepp/consistency.py). Only the first was trained; the weights were fitted on the
-validation part of the corpus by ``python -m relposepp.evaluate --fit`` so that the good configurations of a scene win.
+score = weights . terms; the terms (``TERMS``) are the network's opinion, the outlines (relposepp/tangency.py) and the visual
+hull with colours (relposepp/consistency.py). Only the first was trained; the weights were fitted on the validation part
+of the corpus by ``python -m relposepp.evaluate --fit`` so that the good configurations of a scene win.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ import torch
 
 from relposepp.consistency import MEASURES, Consistency
 from relposepp.inference import Grid, Hypothesis, Tables, configuration_distance_deg
-from relposepp.silhouettes import FINE_SIGMA_RAD, Outlines
+from relposepp.multistart import Effort, refine, search_outlines
+from relposepp.tangency import Solution, Tangency
+from sap3d.cameras import RADIUS
 
 TERMS = ("pairs", "elevations", "outlines", "upright", *MEASURES)
 
 # By number of views (for others, the nearest one), in the order of TERMS.
 WEIGHTS: dict[int, tuple[float, ...]] = {
-    2: (0.72, 0.54, 0.44, 0.03, 11.6, 9.7, 66.0, -7.7, 1.2),
-    3: (1.06, 0.61, 0.81, 0.84, 21.0, 20.8, 197.0, -0.2, -30.5),
-    5: (3.44, 1.99, 1.82, -0.63, 30.7, 31.2, 366.0, -48.9, -40.9),
+    2: (0.3, 0.3, 0.15, 0.25, 50.0, 37.0, 5.0, 1.2, -1.0, 0.0),
+    3: (0.3, 0.2, 0.15, 0.25, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
+    5: (0.3, 0.2, 3.0, 0.25, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
 }
-OUTLINES_IN_SEARCH = 0.5  # weight of the outlines' log-likelihood beside the network's in the tables of the search
+
+NOISE = 1.0  # cost of the best solution above which masks are taken to be imperfect, and all costs for less
+POOR = 2.0  # cost of the best solution above which the cameras' distances are searched too
+RADIUS_SIGMA = 0.12  # belief in the protocol's distance then, object lengths
 
 
 def weights_for(views: int) -> np.ndarray:
@@ -34,40 +39,51 @@ def weights_for(views: int) -> np.ndarray:
 
 @dataclass
 class Reranker:
-    """Refines and scores configurations of one scene.
+    """Finds, refines and scores configurations of one scene.
 
-    tables, grid: the network's opinion on the search's grid; radius (N,): the start of the refinement.
+    tables, grid: the network's opinion on the grid of its search; effort: of the search by outlines.
     """
 
     tables: Tables
     grid: Grid
-    outlines: Outlines
+    tangency: Tangency
     consistency: Consistency
-    radius: np.ndarray
+    effort: Effort
+    candidates: int
+    seed: int = 0
 
     @classmethod
-    def of(cls, tables: Tables, grid: Grid, images: list[np.ndarray], radius: np.ndarray) -> Reranker:
-        return cls(tables, grid, Outlines(images), Consistency(images), radius)
+    def of(cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0) -> Reranker:
+        return cls(tables, grid, Tangency(images), Consistency(images), effort, candidates, seed)
 
     @property
     def weights(self) -> np.ndarray:
-        return weights_for(self.outlines.views)
+        return weights_for(self.tangency.views)
 
-    def search_tables(self) -> Tables:
-        """The tables with the outlines' opinion added."""
-        return Tables(self.tables.pair + OUTLINES_IN_SEARCH * self.outlines.tables(self.grid, self.radius), self.tables.unary)
+    def search(self, proposals: list[Hypothesis]) -> Solution:
+        """The ``candidates`` configurations whose outlines agree best: of the search by outlines, and the refined proposals."""
+        elevation_range = tuple(np.rad2deg(self.grid.elevation_rad[[0, -1]]))
+        views = list(range(self.tangency.views))
+        found = search_outlines(self.tangency, self.effort, elevation_range, RADIUS, np.random.default_rng(self.seed))[: self.candidates]
+        if len(views) > 3 and found.cost[0] > POOR:  # fewer views can be explained at any distance
+            moved = search_outlines(self.tangency, self.effort, elevation_range, RADIUS, np.random.default_rng(self.seed), RADIUS_SIGMA)
+            found = found.joined(moved[: self.candidates])
+        if not proposals:
+            return found
+        start = [torch.from_numpy(np.stack([getattr(h, name) for h in proposals])).float() for name in ("elevation_rad", "azimuth_rad")]
+        return found.joined(refine(self.tangency, *start, torch.full_like(start[0], RADIUS), views, len(proposals), self.effort.apart_deg))
 
-    def terms(self, elevation: np.ndarray, azimuth: np.ndarray, radius: np.ndarray) -> np.ndarray:
-        """(K, len(TERMS)) of configurations (K, N); means over pairs, views or rays, larger is better."""
+    def terms(self, solution: Solution) -> np.ndarray:
+        """(K, len(TERMS)); means over pairs, views or rays, larger is better."""
+        elevation, azimuth = solution.elevation.double().numpy(), solution.azimuth.double().numpy()
         n = elevation.shape[1]
         unary = np.stack([np.interp(elevation[:, v], self.grid.elevation_rad, self.tables.unary[v]) for v in range(n)], 1)
-        pairs = self._pair_score(elevation, azimuth)
-        with torch.no_grad():
-            cost = self.outlines.cost(*(torch.from_numpy(np.ascontiguousarray(x)).float() for x in (elevation, azimuth, radius)), FINE_SIGMA_RAD)
         # Photos are rarely taken from far below or from far above.
         upright = -np.square((np.rad2deg(elevation) - 15.0) / 30.0).mean(1)
-        measured = self.consistency.measures(elevation, azimuth, radius)
-        return np.concatenate([np.stack([pairs, unary.mean(1), -cost.double().numpy(), upright], 1), measured], 1)
+        measured = self.consistency.measures(solution.elevation, solution.azimuth, solution.radius)
+        cost = solution.cost.double().numpy()
+        own = [self._pair_score(elevation, azimuth), unary.mean(1), -cost / max(NOISE, cost.min()), upright]
+        return np.concatenate([np.stack(own, 1), measured], 1)
 
     def _pair_score(self, elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
         """The tables' log-probability, mean over pairs, at the nearest elevations, interpolated in azimuth."""
@@ -84,18 +100,13 @@ class Reranker:
                 total += (1 - part) * table[rows, low % a] + part * table[rows, (low + 1) % a]
         return total / max(1, n * (n - 1) // 2)
 
-    def refine(self, hypotheses: list[Hypothesis]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Elevation, azimuth and radius (K, N) of the hypotheses after refinement by the outlines."""
-        elevation, azimuth = (np.stack([getattr(h, name) for h in hypotheses]) for name in ("elevation_rad", "azimuth_rad"))
-        return self.outlines.refine(elevation, azimuth, np.broadcast_to(self.radius, elevation.shape))
-
-    def run(self, hypotheses: list[Hypothesis], apart_deg: float = 15.0) -> list[Hypothesis]:
-        """The refined hypotheses by their new score, best first, none within ``apart_deg`` of a better one."""
-        elevation, azimuth, radius = self.refine(hypotheses)
-        score = self.terms(elevation, azimuth, radius) @ self.weights
+    def run(self, proposals: list[Hypothesis], apart_deg: float = 5.0) -> list[Hypothesis]:
+        """All candidates by score, best first, none within ``apart_deg`` of a better one."""
+        solution = self.search(proposals)
+        score = self.terms(solution) @ self.weights
         kept: list[Hypothesis] = []
         for k in np.argsort(-score, kind="stable"):
-            found = Hypothesis(elevation[k], azimuth[k], float(score[k]), radius[k])
+            found = Hypothesis(*(getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth")), float(score[k]), solution.radius[k].double().numpy())
             if all(configuration_distance_deg(found, other) >= apart_deg for other in kept):
                 kept.append(found)
         return kept

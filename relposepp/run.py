@@ -58,6 +58,8 @@ def check(config: RelPoseConfig) -> None:
         raise InputError(f"search={config.search!r} is unknown: use look_at or so3")
     if config.hypotheses < 1 or config.candidates < 1 or config.queries < 100 or config.iterations < 0:
         raise InputError("relposepp needs hypotheses >= 1, candidates >= 1, queries >= 100 and iterations >= 0")
+    if config.starts < 100 or config.beam < 4:
+        raise InputError("relposepp needs starts >= 100 and beam >= 4")
     low, high = config.elevation_range_deg
     if not (-85 <= low < high <= 85) or not 1 <= config.azimuth_step_deg <= 45 or not 1 <= config.elevation_step_deg <= high - low:
         raise InputError("relposepp needs -85 <= elevation_range_deg <= 85, 1 <= azimuth_step_deg <= 45 and an elevation step within the range")
