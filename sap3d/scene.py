@@ -173,8 +173,11 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         yield folder
         os.chmod(folder, 0o755)
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(folder, path)
+            with _temporary_folder(path) as old:  # moved away before it is removed, so that no kill leaves a part of it
+                os.replace(path, old / path.name)
+                os.replace(folder, path)
+        else:
+            os.replace(folder, path)
 
 
 _TEMPORARY = re.compile(r"\..+\.tmp-[a-z0-9_]{8}")
@@ -265,6 +268,8 @@ def file_hash(path: Path) -> str:
 
 def stage_complete(record: Path, config: Mapping, inputs: Mapping[str, Path], outputs: list[Path]) -> bool:
     """True when ``record`` was written for this very configuration and these inputs, and all outputs are there."""
+    if record.parent.is_dir():
+        remove_leftovers(record.parent)  # here too: a stage that is skipped writes nothing
     found = read_json(record)
     return (
         isinstance(found, dict)

@@ -1,12 +1,10 @@
 """Scene files: paths, camera files, atomic writes and completion records, also under SIGKILL."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -240,41 +238,62 @@ def test_resumed_time_is_added(tmp_path):
     assert 100 <= read_json(tmp_path / "record.json")["seconds"] < 101
 
 
-WRITER = """
-import sys
+KILLED = """
+import os, signal, sys
 from pathlib import Path
-from sap3d.scene import atomic_dir, completion_record, write_json
-root = Path(sys.argv[1])
-print("ready", flush=True)
-number = 0
-while True:
-    number += 1
+from sap3d.scene import atomic_dir, completion_record, read_json, stage_complete, write_json
+root, left = Path(sys.argv[1]), 0
+
+def hook(event, arguments):
+    global left
+    if left and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def write(number):
     with completion_record(root / "record.json", "s", {"number": number}, {}):
         write_json(root / "value.json", [number] * 20000)
         with atomic_dir(root / "folder") as folder:
-            for k in range(20):
+            for k in range(4):
                 (folder / f"{k}.txt").write_text(str(number) * 1000)
+
+def check():
+    value, texts, record = None, None, read_json(root / "record.json")
+    if (root / "value.json").exists():  # whole, whatever number it is of
+        (value,) = set(read_json(root / "value.json"))
+    if (root / "folder").exists():
+        (texts,) = {(root / "folder" / f"{k}.txt").read_text() for k in range(4)}
+    if record is not None:  # a record is there only beside the outputs it was written for
+        assert value == record["config"]["number"] and texts == str(value) * 1000
+        assert stage_complete(root / "record.json", {"number": value}, {}, []) and not list(root.glob(".*"))
+
+sys.addaudithook(hook)
+for number in (1, 2):  # without and with earlier outputs
+    moments = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            left = moments + 1
+            write(number)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        check()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        moments += 1
+    assert read_json(root / "record.json")["config"] == {"number": number}
+    assert sorted(os.listdir(root)) == ["folder", "record.json", "value.json"]  # nothing of the kills is left
+    print(moments)
 """
 
 
-@pytest.mark.parametrize("moment", range(8))
-def test_killed_at_any_moment(tmp_path, moment):
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE)
-    process.stdout.readline()
-    time.sleep(0.15 + 0.013 * moment)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    if (tmp_path / "value.json").exists():  # whole, whatever number it is of
-        value = json.loads((tmp_path / "value.json").read_text())
-        assert len(value) == 20000 and len(set(value)) == 1
-    if (tmp_path / "folder").exists():
-        texts = {(tmp_path / "folder" / f"{k}.txt").read_text() for k in range(20)}
-        assert len(texts) == 1
-    record = read_json(tmp_path / "record.json")
-    if record is not None:  # a record is there only beside the outputs it was written for
-        number = record["config"]["number"]
-        assert value[0] == number and texts == {str(number) * 1000}
+def test_killed_at_any_moment(tmp_path):
+    """Before every single change of a file or folder, with what the kill before it has left."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(int(moments) > 20 for moments in done.stdout.split())
 
 
 def test_file_hash_sees_names_and_contents(tmp_path):
