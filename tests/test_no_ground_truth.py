@@ -1,12 +1,10 @@
 """No stage reads ground truth: true poses, test views or true meshes are opened by the evaluation alone.
 
-Two nets: an audit hook that sees every file that Python opens and every folder it lists while the stages run on a tiny
+Two nets: an audit hook that sees every file that Python opens and every folder it lists while the pipeline runs on a tiny
 object that has all of them; and a search of the stages' sources for the names of these places.
 """
 
 import ast
-import json
-import os
 import subprocess
 import sys
 
@@ -14,29 +12,9 @@ import pytest
 
 from sap3d.scene import REPOSITORY
 from tests.test_imports import reachable
-from tests.tiny_scene import OBJECT, SETTINGS, TYPE, make_tiny_object
+from tests.tiny_scene import OBJECT, TYPE, make_tiny_object, opened, watched
 
-STAGES = {"relposepp.run": "relpose", "camerabooth.run": "booth", "3D_Recon.threestudio.launch": "recon"}
-WATCH = """
-import json, os, sys
-from pathlib import Path
-
-places = [Path(place) for place in json.loads(sys.argv[1])]
-seen = set()
-
-def watch(event, arguments):
-    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        path = Path(os.path.realpath(os.fsdecode(arguments[0])))
-        seen.update(str(path) for place in places if path.is_relative_to(place))
-
-sys.addaudithook(watch)
-import runpy
-for module, arguments in json.loads(sys.argv[2]):
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-VIOLATION
-print(json.dumps(sorted(seen)))
-"""
+STAGES = ("relposepp.run", "camerabooth.run", "3D_Recon.threestudio.launch")
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +22,16 @@ def scene(tmp_path_factory):
     return make_tiny_object(tmp_path_factory.mktemp("root"), views=2)
 
 
-def opened(scene, modules=(), violation="") -> list[str]:
-    """Ground-truth files and folders that the given command lines (and the code ``violation``) open."""
-    places = [str(base.resolve() / part) for base in (scene.root, REPOSITORY) for part in ("dataset/data/test", "dataset/3d_models")]
-    places += [str((base / "dataset/data/train" / TYPE / OBJECT / "poses").resolve()) for base in (scene.root, REPOSITORY)]
-    runs = [(module, ["--type", TYPE, "--object", OBJECT, "--views", "2", *SETTINGS[prefix]]) for module, prefix in modules]
-    command = [sys.executable, "-c", WATCH.replace("VIOLATION", violation), json.dumps(places), json.dumps(runs)]
-    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "ROOT_DIR": str(scene.root)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def test_stages_open_no_ground_truth(scene):
+def test_stages_open_no_ground_truth(undisturbed):
+    scene, _, found = undisturbed
     assert scene.truth_mesh.is_file() and scene.truth_test_dir.is_dir() and scene.truth_poses_dir.is_dir()  # there is something to open
-    assert opened(scene, STAGES.items()) == []
+    for module in STAGES:
+        ((_, paths),) = [entry for entry in found if f"-m {module} " in entry[0]]
+        assert paths == []
     assert (scene.mesh_dir / "model.glb").is_file()  # and the stages did run
-    found = opened(scene, [("sap3d.evaluate", "eval")])
-    assert any("/poses/" in path for path in found) and any("/test/" in path for path in found) and any("model.obj" in path for path in found)
+    ((_, paths),) = [entry for entry in found if "-m sap3d.evaluate " in entry[0]]
+    assert any("/poses/" in path for path in paths) and any("/test/" in path for path in paths) and any("model.obj" in path for path in paths)
+    assert [name for name, paths in found if paths and "-m sap3d.evaluate " not in name] == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +47,8 @@ def test_stages_open_no_ground_truth(scene):
 )
 def test_the_hook_sees_violations(scene, violation, place):
     code = f"from sap3d.scene import Scene; scene = Scene({TYPE!r}, {OBJECT!r}, 2); {violation}"
-    assert any(path.endswith(place) for path in opened(scene, violation=code))
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=watched(scene), check=True)
+    assert any(path.endswith(place) for path in opened(scene)[-1][1])
 
 
 MEASURING = {"sap3d/evaluate.py", "sap3d/suite.py", "relposepp/evaluate.py"}  # programs that measure; no stage can reach them

@@ -8,32 +8,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from sap3d.mesh_load import load_mesh
 from sap3d.results import load_results
 from sap3d.scene import REPOSITORY, Scene, file_hash, read_cameras, read_json
-from tests.tiny_scene import ALL_SETTINGS, OBJECT, TYPE, make_tiny_object
+from tests.tiny_scene import ALL_SETTINGS, OBJECT, TYPE, command, environment, make_tiny_object, run
 
 HEADLINE_KEYS = {
     "NAME", "CD", "IOU", "F1_01", "F1_02", "F1_03", "Rotation Error", "Elevation", "Azimuth", "Radius",
     "2d_psnr_mean", "2d_ssim_mean", "2d_lpips_mean", "3d_psnr_mean", "3d_ssim_mean", "3d_lpips_mean",
 }  # fmt: skip
-
-
-def environment(root) -> dict:
-    return {**os.environ, "ROOT_DIR": str(root), "PYTHON": sys.executable}
-
-
-def command(views=3, *more) -> list[str]:
-    return ["sh", str(REPOSITORY / "run_pipeline.sh"), TYPE, OBJECT, str(views), "0", *ALL_SETTINGS, *more]
-
-
-def run(root, views=3, cwd=None) -> str:
-    done = subprocess.run(command(views), env=environment(root), cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def outputs(root: Path) -> dict[str, str]:
@@ -52,16 +37,8 @@ def figures(scene: Scene) -> dict:
     return {key: value for key, value in result.items() if key not in ("seconds", "stages", "peak_memory_mb")}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """(scene, what was printed): one run from start to end, from another directory and with a relative ROOT_DIR."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    scene = make_tiny_object(folder / "root")
-    return scene, run("root", cwd=folder)
-
-
 def test_outputs_of_a_run(undisturbed):
-    scene, printed = undisturbed
+    scene, printed, _ = undisturbed
     for heading in ("stage 1 of 3", "stage 2 of 3", "stage 3 of 3", "evaluation", "on the CPU"):
         assert heading in printed
     for path in (
@@ -84,7 +61,7 @@ def test_outputs_of_a_run(undisturbed):
 
 
 def test_second_run_skips_everything(undisturbed):
-    scene, first = undisturbed
+    scene, first, _ = undisturbed
     before = {path: path.stat().st_mtime_ns for path in scene.root.rglob("*") if path.is_file()}
     again = run(scene.root)
     assert before == {path: path.stat().st_mtime_ns for path in scene.root.rglob("*") if path.is_file()}
@@ -117,12 +94,10 @@ MOMENTS = (  # a kill just before the so-manieth file of this name takes its pla
 
 
 def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
-    reference, _ = undisturbed
+    reference, _, _ = undisturbed
     scene = make_tiny_object(tmp_path)
-    (tmp_path / "killer").mkdir()
-    (tmp_path / "killer" / "sitecustomize.py").write_text(KILLER)  # Python imports it before anything else
     for moment in MOMENTS:
-        variables = environment(tmp_path) | {"KILL_AT": moment, "PYTHONPATH": str(tmp_path / "killer")}
+        variables = environment(tmp_path, first=KILLER) | {"KILL_AT": moment}
         done = subprocess.run(command(), env=variables, capture_output=True, text=True, start_new_session=True)
         assert done.returncode == -signal.SIGKILL, moment + done.stdout + done.stderr
         assert list(tmp_path.rglob(".*.tmp-*"))  # as a kill leaves it
@@ -149,7 +124,7 @@ def test_threads_do_not_depend_on_the_load():
 
 def test_many_objects(undisturbed):
     """A finished object, one with a single photo (nothing to train on: the base model carries it), and a broken one."""
-    scene, _ = undisturbed
+    scene, _, _ = undisturbed
     broken = scene.train_dir.with_name("broken") / "images"
     broken.mkdir(parents=True)
     (broken / "000.png").write_text("no picture")
