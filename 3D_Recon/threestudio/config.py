@@ -37,11 +37,10 @@ class ReconConfig:
     refine_cameras: bool = False  # correct polar angle, azimuth and radius by the photo losses
     camera_rate: float = 1e-3  # radians (and object lengths) a step, Adam
 
-    # Warm start: the novel views of stage 2 as pictures, with a robust loss that fades. Off by default: those of the first
-    # bundled model are pale, and cost 1.2 dB at two views and 0.6 dB at five (true cameras, one or two objects, few steps).
-    warm_start: bool = False
+    # Warm start: the novel views of stage 2 as pictures, with a robust loss that fades.
+    warm_start: bool = True
     warm_start_weight: float = 0.1  # of the Charbonnier loss at the beginning
-    warm_start_final: float = 0.2  # factor on it at the end
+    warm_start_final: float = 0.0  # factor on it at the end
     warm_start_size: int = 64  # pixels of the novel views
     warm_start_rays: int = 768  # pixels a step
 
