@@ -199,7 +199,7 @@ class Reconstruction:
         origins, directions = self.novel_cameras.rays(pixels.local, pixels.view)
         seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
         trust = self._prior_weight(seen, origins, directions)
-        weight = config.warm_start_weight * (1 + (config.warm_start_final - 1) * share)
+        weight = config.warm_start_weight / len(self.images) ** config.warm_start_exponent * (1 + (config.warm_start_final - 1) * share)
         return weight * (trust[:, None] * charbonnier(seen.colour - pixels.colour)).mean()
 
     def _distil(self, progress: float) -> torch.Tensor:
