@@ -11,20 +11,10 @@ from torch import Tensor
 from camerabooth.config import BoothConfig
 from camerabooth.training import compute_context
 from sap3d.cameras import Camera
-from sap3d.images import composite_white, resize
+from sap3d.images import resize
 from sap3d.progress import Progress
 from sap3d.zero123 import Zero123
 from sap3d.zero123.sampler import sample_views
-
-CONDITION_SIZE = 256  # the largest picture any of the encoders uses
-
-
-def photos_over_white(images: Mapping[str, np.ndarray], size: int = CONDITION_SIZE) -> Tensor:
-    """Photos keyed by view name as a tensor (N, 4, size, size), colour over white and coverage, in the mapping's order."""
-    resized = [resize(image, size) for image in images.values()]
-    views = [np.concatenate([composite_white(image), image[..., 3:]], -1) for image in resized]
-    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
-
 
 def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:
     """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``; photos (N, 4, S, S)."""

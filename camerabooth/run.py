@@ -77,10 +77,10 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
         write_cameras(scene.refined_cameras, initial)
         return
     from camerabooth.camera_table import CameraTable
-    from camerabooth.nvs import photos_over_white
     from camerabooth.regulariser import choose_regularisers
     from camerabooth.training import PhotoPairs, fit
     from sap3d.zero123 import load_zero123, save_personal
+    from sap3d.zero123.photos import photos_over_white
     from sap3d.zero123.personal import weights_hash
 
     device = _device(config)
@@ -115,8 +115,9 @@ def _changes(initial: dict, refined: dict) -> dict:
 
 def render(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray]) -> None:
     """The 84 views of the protocol, the condition images, a contact sheet and a video along the middle row."""
-    from camerabooth.nvs import novel_views, photos_over_white
+    from camerabooth.nvs import novel_views
     from sap3d.zero123 import load_personal
+    from sap3d.zero123.photos import photos_over_white
 
     device = _device(config)
     model = load_personal(scene.personal_dir, device, base_folder=config.model or None)

@@ -11,13 +11,14 @@ from PIL import Image
 from camerabooth import run, training
 from camerabooth.camera_table import CameraTable
 from camerabooth.config import BoothConfig
-from camerabooth.nvs import novel_views, photos_over_white
+from camerabooth.nvs import novel_views
 from camerabooth.regulariser import choose_regularisers
 from camerabooth.training import PhotoPairs, fit, min_snr_weight, total_steps, trained_parameters
 from sap3d.cameras import Camera, pose_condition, protocol_test_cameras
 from sap3d.errors import InputError
 from sap3d.scene import Scene, file_hash, read_cameras, read_json, write_cameras
 from sap3d.zero123 import load_personal, tiny_random_model
+from sap3d.zero123.photos import photos_over_white
 
 VIEWS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90), "002": Camera.from_degrees(10, 275, 1.7), "003": Camera.from_degrees(-20, 180)}
 FAST = dict(steps=6, steps_per_extra_view=1, batch_size=4, regulariser="random", regulariser_objects=2, regulariser_batch=2, precision="fp32", nvs_steps=2, output_size=32)

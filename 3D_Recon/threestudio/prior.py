@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sap3d.cameras import FOV_RAD, RADIUS, Camera, pose_condition
-from sap3d.images import composite_white, resize
+from sap3d.zero123.photos import photos_over_white
 from sap3d.zero123.sampler import condition_probabilities, resolve_strategy
 
 from .photos import CameraTable, pixel_grid
@@ -35,9 +35,7 @@ class Guidance:
         self.strategy = config.sds_condition if config.sds_condition == "mean" else resolve_strategy(config.sds_condition, model)
         self.cameras = [cameras[name] for name in photos]
         size = max(min(image.shape[0] for image in photos.values()), model.image_size)
-        resized = [resize(image, size) for image in photos.values()]
-        views = np.stack([np.concatenate([composite_white(image), image[..., 3:]], -1) for image in resized])
-        views = torch.from_numpy(views).permute(0, 3, 1, 2).float().to(model.device)
+        views = photos_over_white(photos, size).to(model.device)
         with torch.no_grad():
             self.features = model.encode_condition(views[:, :3], views[:, 3:])
 

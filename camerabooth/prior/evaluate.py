@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from camerabooth.config import BoothConfig
-from camerabooth.nvs import novel_views, photos_over_white
+from camerabooth.nvs import novel_views
 from camerabooth.training import compute_context
 from sap3d.cameras import Camera, camera_from_pose
+from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import composite_white, contact_sheet, load_input_views, load_rgba, resize, save_image
 from sap3d.metrics.image import score_images
@@ -26,6 +27,7 @@ from sap3d.report import write_csv
 from sap3d.results import markdown_table
 from sap3d.scene import Scene, root_dir
 from sap3d.zero123 import Zero123, load_zero123
+from sap3d.zero123.photos import photos_over_white
 
 SHEET_VIEWS = ("000", "015", "039", "042", "045", "072")
 
@@ -96,8 +98,6 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, help="folder for pictures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of stage 2's sampling, e.g. nvs_steps=10")
     arguments = parser.parse_args()
-    from sap3d.config import load_config
-
     config = load_config(BoothConfig, None, arguments.settings)
     model = load_zero123(arguments.model and Path(arguments.model), dtype=torch.float32)
     compute_context(config.precision, model.device)  # an unusable precision is refused before hours of work
