@@ -9,23 +9,36 @@ from torch import Tensor, nn
 
 from sap3d.cameras import Camera, wrap_to_pi
 
+DETERMINED = 3  # from so many photos on, outlines give more equations (two a pair of views) than cameras have unknowns
+
+
+def freedom_of(confidence: Mapping[str, float]) -> dict[str, float]:
+    """How far test-time training may move each camera, from stage 1's confidence in it.
+
+    Stage 1's cameras, where it is sure of them and the outlines determine them, are exact to about 0.1 degrees, and the gradient of
+    the diffusion loss moves them away by more than that; where it is not sure, or with two photos, the gradient is all there is.
+    """
+    if len(confidence) < DETERMINED:
+        return dict.fromkeys(confidence, 1.0)
+    return {name: 1.0 - value for name, value in confidence.items()}
+
 
 class CameraTable(nn.Module):
     """Polar angle, azimuth and radius of N views.
 
-    ``delta`` (N, 3) holds d_polar (radians), d_azimuth (radians), d_log_radius. The first view's azimuth is the gauge
-    and stays. The published condition sees differences of polar angles only, so with it test-time training cannot repair
+    ``delta`` (N, 3) holds d_polar (radians), d_azimuth (radians), d_log_radius, each times ``freedom`` of its view, a factor
+    in [0, 1]: 1 for a camera that may move, 0 for one that is known. The first view's azimuth is the gauge and stays. The published condition sees differences of polar angles only, so with it test-time training cannot repair
     a common error in elevation; a plane sweep sees the polar angles themselves.
     """
 
-    def __init__(self, cameras: Mapping[str, Camera]):
+    def __init__(self, cameras: Mapping[str, Camera], freedom: Mapping[str, float] | None = None):
         super().__init__()
         self.names = list(cameras)
         self.fov_rad = [c.fov_rad for c in cameras.values()]
         self.register_buffer("tangent", torch.tensor(self.fov_rad, dtype=torch.float64).div(2).tan())
         self.register_buffer("initial", torch.tensor([[c.polar_rad, c.azimuth_rad, c.radius] for c in cameras.values()], dtype=torch.float64))
         self.delta = nn.Parameter(torch.zeros(len(self.names), 3, dtype=torch.float64))
-        free = torch.ones(len(self.names), 3, dtype=torch.float64)
+        free = torch.tensor([[1.0 if freedom is None else freedom[name]] * 3 for name in self.names], dtype=torch.float64)
         free[0, 1] = 0.0
         self.register_buffer("free", free)
 

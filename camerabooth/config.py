@@ -27,6 +27,7 @@ class BoothConfig:
     learning_rate: float = 1e-4  # of the networks; falls to zero along a cosine over all steps
     camera_learning_rate: float = 2e-4  # radians a step, before Adam's scaling; 0 keeps the cameras
     camera_anchor: float = 1.0  # weight of the squared distance to the initial cameras (radians^2)
+    trust_confident: bool = True  # cameras that stage 1 is sure of are moved less (camera_table.freedom_of)
     mirror: bool = True  # also train on mirrored pairs (azimuth difference with the other sign: exact)
     drop_condition: float = 0.05  # probability to drop tokens, concatenation, or both (classifier-free guidance)
     snr_gamma: float = 0.0  # min-SNR weighting (arXiv 2303.09556); 0: the published uniform weighting

@@ -17,10 +17,10 @@ from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
 from sap3d.config import as_dict, resolve_device, stage_arguments
 from sap3d.errors import InputError, cli
 from sap3d.images import contact_sheet, input_files, load_input_views, save_image, write_video
-from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, stage_complete, write_cameras, write_json, write_text
+from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, read_confidence, stage_complete, write_cameras, write_json, write_text
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
-             "learning_rate", "camera_learning_rate", "camera_anchor", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision")  # fmt: skip
+             "learning_rate", "camera_learning_rate", "camera_anchor", "trust_confident", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision")  # fmt: skip
 
 
 def main(scene: Scene, config: BoothConfig) -> Path:
@@ -76,7 +76,7 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
         print("camerabooth: " + ("one view has no pairs to train on" if config.train else "train=false") + "; the base model is used")
         write_cameras(scene.refined_cameras, initial)
         return
-    from camerabooth.camera_table import CameraTable
+    from camerabooth.camera_table import CameraTable, freedom_of
     from camerabooth.regulariser import choose_regularisers
     from camerabooth.training import PhotoPairs, fit
     from sap3d.zero123 import load_zero123, save_personal
@@ -88,7 +88,9 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     base = weights_hash(model)
     photos = photos_over_white(images).to(device)
     regularisers = choose_regularisers(scene, photos[:, :3], config.regulariser, config.regulariser_objects, config.seed)
-    table = CameraTable(initial).to(device)
+    confidence = read_confidence(scene.initial_cameras)
+    freedom = freedom_of({name: confidence[name] for name in initial}) if config.trust_confident else None
+    table = CameraTable(initial, freedom).to(device)
     checkpoint = folder / "checkpoint.pt"
     fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror), config, checkpoint, run_fingerprint)
     extra["resumed_seconds"] = fitted["resumed_seconds"]

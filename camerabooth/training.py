@@ -184,15 +184,22 @@ def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: Boo
     return losses
 
 
-def diffusion_error(model: Zero123, features: ConditionFeatures, latents: Tensor, pose: Tensor, generator: torch.Generator, drop: float, snr_gamma: float) -> Tensor:
-    """Weighted squared error (B,) of the prediction at random steps; conditions dropped as in Zero-1-to-3's training."""
+def diffusion_error(model: Zero123, features: ConditionFeatures, latents: Tensor, pose: Tensor, generator: torch.Generator, drop: float, snr_gamma: float,
+                    noises: int = 1) -> Tensor:  # fmt: skip
+    """Weighted squared error (B noises,) of the prediction at random steps; conditions dropped as in Zero-1-to-3's training.
+
+    noises: how many noises and steps are drawn for each target; its conditions are prepared once.
+    """
+    prepared = model.conditions(features, pose)
+    if noises > 1:
+        latents, *prepared = (x.repeat_interleave(noises, 0) for x in (latents, *prepared))
     count, device = len(latents), latents.device
     noise = torch.randn(latents.shape, generator=generator).to(device)
     t = torch.randint(model.num_timesteps, (count,), generator=generator).to(device)
     u = torch.rand(count, generator=generator).to(device)
     keep_tokens, keep_concat = (u >= 2 * drop).float(), ((u < drop) | (u >= 3 * drop)).float()
     noisy = model.add_noise(latents, noise, t)
-    out = model.predict(noisy, t, features, pose, keep_tokens, keep_concat)
+    out = model.predict_prepared(noisy, t, *prepared, keep_tokens, keep_concat)
     error = (out.float() - model.training_target(latents, noise, t)).square().mean((1, 2, 3))
     return error * min_snr_weight(model, t, snr_gamma)
 
@@ -209,13 +216,14 @@ def min_snr_weight(model: Zero123, t: Tensor, gamma: float) -> Tensor:
 def compute_context(precision: str, device: torch.device):
     """A factory of contexts for forward passes: bf16 autocast and the attention kernel that is fastest on the device.
 
-    ``auto`` takes bf16 where the hardware multiplies it itself. On a CPU, PyTorch's fused attention is slow for the few
+    ``auto`` takes bf16 where the hardware has matrix units for it: a CPU that has only the vector instructions (AVX-512
+    without AMX) was measured to multiply it 1.7 times slower than fp32. On a CPU, PyTorch's fused attention is slow for the few
     tokens of the small model (its backward pass alone was a quarter of a training step), so plain matrix products serve.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"precision={precision!r} is unknown: use auto, fp32 or bf16")
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         precision = "bf16" if fast else "fp32"
 
     @contextmanager

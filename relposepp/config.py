@@ -64,7 +64,7 @@ class NetworkConfig:
 class RelPoseConfig:
     """Settings of the stage (``python -m relposepp.run``)."""
 
-    QUICK: ClassVar[tuple[str, ...]] = ("starts=16000", "beam=80", "candidates=100")
+    QUICK: ClassVar[tuple[str, ...]] = ("starts=24000", "beam=120", "candidates=200")
 
     weights: str = ""  # folder with model.safetensors and config.json; empty: the bundled tiny weights
     device: str = "auto"  # auto, cpu or cuda

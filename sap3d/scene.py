@@ -148,6 +148,16 @@ def read_cameras(path: Path) -> dict[str, Camera]:
         raise InputError(f"{path}: not a camera file ({type(error).__name__}: {error}); delete it and run the stage again") from None
 
 
+def read_confidence(path: Path) -> dict[str, float]:
+    """How sure the writer of a camera file is of each view, in [0, 1]; 0 for a view that the file says nothing about."""
+    cameras = read_cameras(path)
+    try:
+        given = yaml.safe_load(path.read_text()).get("confidence") or {}
+        return {name: min(max(float(given.get(name, 0.0)), 0.0), 1.0) for name in cameras}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: confidence is not a number a view ({error}); delete it and run the stage again") from None
+
+
 def _camera(elevation_deg: float, azimuth_deg: float, radius: float, fov_deg: float) -> Camera:
     if not (abs(elevation_deg) <= 90 and np.isfinite(azimuth_deg) and 0 < radius < np.inf and 0 < fov_deg < 180):
         raise ValueError(f"no such camera: elevation {elevation_deg}, azimuth {azimuth_deg}, radius {radius}, field of view {fov_deg}")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from camerabooth import run, training
-from camerabooth.camera_table import CameraTable
+from camerabooth.camera_table import CameraTable, freedom_of
 from camerabooth.config import BoothConfig
 from camerabooth.nvs import novel_views
 from camerabooth.regulariser import choose_regularisers
@@ -215,6 +215,19 @@ def test_unknown_choice_is_refused():
 def test_camera_learning_rate_zero_keeps_the_cameras(tmp_path):
     _, table, _ = trained_run(tmp_path, camera_learning_rate=0.0)
     assert float(table.delta.detach().abs().max()) == 0
+
+
+def test_confident_cameras_stay_where_they_are():
+    views = {n: VIEWS[n] for n in list(VIEWS)[:3]}
+    assert freedom_of(dict.fromkeys(views, 0.9)) == pytest.approx(dict.fromkeys(views, 0.1))
+    assert freedom_of({"000": 1.0, "001": 1.0}) == {"000": 1.0, "001": 1.0}  # outlines do not determine two cameras
+    table = CameraTable(views, dict(zip(views, (1.0, 0.0, 0.5))))
+    with torch.no_grad():
+        table.delta += 0.1
+    moved = [abs(c.polar_rad - v.polar_rad) for c, v in zip(table.cameras().values(), views.values())]
+    assert moved == pytest.approx([0.1, 0.0, 0.05], abs=1e-9)
+    table.values()[:, 0].sum().backward()
+    assert table.delta.grad[1].abs().max() == 0 and table.delta.grad[0, 0] == 1
 
 
 @pytest.mark.parametrize("moment", (1, 2, 5, 7))

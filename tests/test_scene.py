@@ -13,7 +13,7 @@ import yaml
 from sap3d import scene as scenes
 from sap3d.cameras import Camera
 from sap3d.errors import InputError
-from sap3d.scene import REPOSITORY, Scene, atomic_dir, atomic_path, completion_record, file_hash, read_cameras, read_json, stage_complete, write_cameras, write_json
+from sap3d.scene import REPOSITORY, Scene, atomic_dir, atomic_path, completion_record, file_hash, read_cameras, read_confidence, read_json, stage_complete, write_cameras, write_json
 
 
 # --- names and paths --------------------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ def test_cameras_round_trip(tmp_path):
         assert found[name].fov_rad == pytest.approx(camera.fov_rad, abs=1e-7)
         assert 0 <= found[name].azimuth_deg <= 360
     assert yaml.safe_load(path.read_text())["confidence"] == {"000": 0.5}
+    assert read_confidence(path) == {name: 0.5 if name == "000" else 0.0 for name in views}
 
 
 @pytest.mark.parametrize(

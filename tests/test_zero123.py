@@ -220,7 +220,7 @@ def test_batch_size_does_not_change_the_views(model, features):
 
 def recorded_conditions(model, monkeypatch):
     seen, original = [], model.conditions
-    monkeypatch.setattr(model, "conditions", lambda f, pose: seen.append((f, pose)) or original(f, pose))
+    monkeypatch.setattr(model, "conditions", lambda f, pose, guess: seen.append((f, pose)) or original(f, pose, guess))
     return seen
 
 

@@ -12,6 +12,7 @@ class PriorConfig:
     max_minutes: float = 60.0  # stop (with a checkpoint) after this time; run again to go on
     max_steps: int = 1_000_000  # optimiser steps in all, over all runs
     seed: int = 0
+    part: str = "unet"  # what is trained: multiplane (the renderer of the first guess), then unet (all else, with that guess)
     init: str = ""  # model folder whose weights a new run starts from, e.g. sap3d/weights/tiny/zero123 ("": random)
 
     # Model (see sap3d.zero123.build.build_tiny)
@@ -25,10 +26,12 @@ class PriorConfig:
     encoder_layers: int = 2  # transformer layers on the AlexNet features
     planes: int = 8  # of the plane sweep that carries condition images to the target (0: concatenated as published)
     plane_components: int = 24  # components of the autoencoder that describe a plane
+    multiplane: int = 32  # planes of the renderer that makes the first guess of a view (0: none)
 
     # Optimisation
     groups_per_step: int = 8  # objects a step
-    targets_per_group: int = 4  # target views of each; the batch is the product
+    targets_per_group: int = 4  # target views of each
+    noises_per_target: int = 1  # noises and time steps drawn for each target, its conditions and first guess made once; the batch is the product of the three
     sets: list[float] = field(default_factory=lambda: [0.55, 0.2, 0.15, 0.0, 0.1])  # share of steps with 1, 2, .. condition images
     learning_rate: float = 4e-4
     warmup_steps: int = 200
@@ -36,6 +39,8 @@ class PriorConfig:
     weight_decay: float = 1e-3
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
+    guess_size: int = 64  # pixels at which the first guess is compared with the truth
+    pose_noise_deg: list[float] = field(default_factory=lambda: [0.0, 1.0, 3.0])  # spread of errors of the cameras, one drawn for each object; for the guess
     drop_condition: float = 0.05  # probability of each of: tokens, concatenation, both dropped
     snr_gamma: float = 0.0  # min-SNR weighting (arXiv 2303.09556); 0: uniform. With v-prediction it all but removes high noise, where structure is decided
     precision: str = "bf16-mixed"  # of pytorch-lightning's Trainer

@@ -99,3 +99,14 @@ def augment(images: Tensor, pose: Tensor, rng: np.random.Generator) -> tuple[Ten
     order = _PERMUTATIONS[torch.from_numpy(np.where(rng.random(groups) < 0.5, 0, rng.integers(6, size=groups)))]
     images = torch.stack([torch.cat([group[:, o], group[:, 3:]], 1) for group, o in zip(images, order)])
     return images, pose
+
+
+def jitter_poses(pose: Tensor, noise_deg: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Poses (G, K, M, 8) with errors in the conditions' azimuths and elevations, the same for all targets of a group; each
+    group's spread is one of ``noise_deg``, drawn at random."""
+    groups, _, count, _ = pose.shape
+    spread = torch.tensor(np.deg2rad(noise_deg), dtype=pose.dtype)[torch.randint(len(noise_deg), (groups, 1, 1), generator=generator)]
+    azimuth, polar = (spread * torch.randn(2, groups, 1, count, generator=generator)).to(pose.device)
+    delta, sine, cosine, radius, condition, *rest = pose.unbind(-1)
+    turned = torch.atan2(sine, cosine) + azimuth
+    return torch.stack([delta - polar, turned.sin(), turned.cos(), radius, condition + polar, *rest], -1)

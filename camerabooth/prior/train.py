@@ -22,13 +22,13 @@ import sap3d.compat  # noqa: F401
 import pytorch_lightning as pl
 
 from camerabooth.prior.config import PriorConfig
-from camerabooth.prior.data import PairSource
+from camerabooth.prior.data import PairSource, jitter_poses
+from camerabooth.prior.validate import guess_views, sample_sheet, validation_loss
 from camerabooth.training import diffusion_error
-from camerabooth.prior.validate import sample_sheet, validation_loss
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import save_image
-from sap3d.zero123 import ConditionFeatures, Zero123, build_tiny, load_zero123
+from sap3d.zero123 import Zero123, add_multiplane, build_tiny, load_zero123
 
 
 class PriorModule(pl.LightningModule):
@@ -38,9 +38,12 @@ class PriorModule(pl.LightningModule):
         super().__init__()
         self.config = config
         self.model = model
-        self.trained = nn.ModuleDict({"unet": model.unet, "cc_projection": model.cc_projection})
-        if hasattr(model.image_encoder, "clip"):
-            self.trained["image_encoder"] = model.image_encoder.clip.requires_grad_(True)
+        if config.part == "multiplane":
+            self.trained = nn.ModuleDict({"multiplane": model.multiplane})
+        else:
+            self.trained = nn.ModuleDict({"unet": model.unet, "cc_projection": model.cc_projection})
+            if hasattr(model.image_encoder, "clip"):
+                self.trained["image_encoder"] = model.image_encoder.clip.requires_grad_(True)
         self.average = AveragedModel(self.trained, multi_avg_fn=self._average_update)
         self.average.requires_grad_(False)
 
@@ -48,11 +51,17 @@ class PriorModule(pl.LightningModule):
         decay = min(self.config.ema_decay, (1 + float(count)) / (10 + float(count)))
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
+    def loss(self, model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
+        if self.config.part == "multiplane":
+            noise = self.config.pose_noise_deg if model.multiplane.training else [0.0]
+            return guess_loss(model, batch, generator, self.config.guess_size, noise)
+        return diffusion_loss(model, batch, generator, drop, snr_gamma, self.config.noises_per_target)
+
     def training_step(self, batch, _):
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step * 64 + self.global_rank)
         # Precision is the trainer's business; on a CPU plain attention is faster than the fused kernel (compute_context).
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
-            loss = diffusion_loss(self.model, batch, generator, self.config.drop_condition, self.config.snr_gamma)
+            loss = self.loss(self.model, batch, generator, self.config.drop_condition, self.config.snr_gamma)
         self.log("loss", loss.detach(), prog_bar=False)
         return loss
 
@@ -74,7 +83,7 @@ class PriorModule(pl.LightningModule):
         return self.model
 
 
-def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
+def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float, noises: int = 1) -> torch.Tensor:
     """Mean weighted error of the prediction for targets of sets of conditions (camerabooth.prior.data).
 
     Conditions are dropped with probability ``drop`` each: tokens, concatenation, or both.
@@ -85,7 +94,33 @@ def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop
     features = model.encode_condition(condition[:, :3], condition[:, 3:])
     each = torch.arange(groups * count, device=condition.device).view(groups, count).repeat_interleave(targets, 0)
     latents = model.encode_target(batch["target"].flatten(0, 1)[:, :3])
-    return diffusion_error(model, features[each], latents, batch["pose"].flatten(0, 1), generator, drop, snr_gamma).mean()
+    return diffusion_error(model, features[each], latents, batch["pose"].flatten(0, 1), generator, drop, snr_gamma, noises).mean()
+
+
+def guess_loss(model: Zero123, batch: dict, generator: torch.Generator, size: int, noise_deg: list[float]) -> torch.Tensor:
+    """Error of the first guess, ink and coverage at ``size`` pixels; cameras off by one of the spreads ``noise_deg``."""
+    targets = batch["target"].shape[1]
+    condition = batch["condition"].repeat_interleave(targets, 0)
+    ink = torch.cat([1 - condition[:, :, :3], condition[:, :, 3:]], 2)
+    pose = jitter_poses(batch["pose"], noise_deg, generator).flatten(0, 1)
+    truth = batch["target"].flatten(0, 1)
+    truth = nn.functional.interpolate(torch.cat([1 - truth[:, :3], truth[:, 3:]], 1), (size, size), mode="area")
+    error = model.multiplane(ink, pose, size) - truth
+    return (error.square() + 0.1 * error.abs()).mean()
+
+
+@torch.no_grad()
+def measure_residual(model: Zero123, source: PairSource, batches: int = 40) -> None:
+    """Variance of the truth's latents about the guess's, over training views: ``MultiplaneRenderer.residual_variance``."""
+    total, model = 0.0, model.eval()
+    for step in range(batches):
+        batch = source.batch(step)
+        targets = batch["target"].shape[1]
+        condition = batch["condition"].repeat_interleave(targets, 0)
+        ink = model.multiplane(torch.cat([1 - condition[:, :, :3], condition[:, :, 3:]], 2), batch["pose"].flatten(0, 1))
+        left = model.encode_target((1 - ink[:, :3]).clamp(0, 1)) - model.encode_target(batch["target"].flatten(0, 1)[:, :3])
+        total = total + left.square().mean((0, 2, 3))
+    model.multiplane.residual_variance.copy_(total / batches)
 
 
 class TimeBox(pl.Callback):
@@ -109,7 +144,7 @@ class TimeBox(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, *_):
         step, config = trainer.global_step, self.config
         self.loss_sum, self.loss_count = self.loss_sum + float(outputs["loss"]), self.loss_count + 1
-        batch = config.groups_per_step * config.targets_per_group * trainer.world_size
+        batch = config.groups_per_step * config.targets_per_group * (1 if config.part == "multiplane" else config.noises_per_target) * trainer.world_size
         if step % config.log_every == 0 and trainer.is_global_zero:
             now = time.time()
             rate = self.loss_count * batch / (now - self.last_time)
@@ -128,9 +163,10 @@ class TimeBox(pl.Callback):
     def validate(self, trainer, module, step, samples):
         state = {k: v.clone() for k, v in module.trained.state_dict().items()}
         model = module.averaged_model().eval()
-        loss = validation_loss(model, self.validation, diffusion_loss)
-        sheet, psnr, repeat = sample_sheet(model, self.validation)
-        sheet_of_sets, psnr_of_sets, _ = sample_sheet(model, self.validation, conditions=4)
+        loss = validation_loss(model, self.validation, module.loss)
+        ways = {"views": guess_views} if self.config.part == "multiplane" else {}
+        sheet, psnr, repeat = sample_sheet(model, self.validation, **ways)
+        sheet_of_sets, psnr_of_sets, _ = sample_sheet(model, self.validation, conditions=4, **ways)
         module.trained.load_state_dict(state)
         module.train()
         save_image(self.out / "samples" / f"{step:07d}.png", sheet)
@@ -161,11 +197,21 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
 
 def build(config: PriorConfig, train_images) -> Zero123:
     """The untrained model with its autoencoder fitted to a sample of the training views, or the model of ``init``."""
+    if config.part not in ("unet", "multiplane"):
+        raise InputError(f"part={config.part!r} is unknown: use unet or multiplane")
     if config.init:
-        return load_zero123(Path(config.init))
-    model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention), 1,
-                       config.token_dim, config.encoder_layers, config.planes, config.plane_components, config.seed)  # fmt: skip
-    model.vae.fit(train_images * 2 - 1, config.whitening)
+        model = load_zero123(Path(config.init))
+    else:
+        model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention), 1,
+                           config.token_dim, config.encoder_layers, config.planes, config.plane_components, seed=config.seed)  # fmt: skip
+        model.vae.fit(train_images * 2 - 1, config.whitening)
+    if config.multiplane and model.multiplane is None:
+        add_multiplane(model, config.multiplane, seed=config.seed)
+    if config.part == "multiplane":
+        if model.multiplane is None:
+            raise InputError("part=multiplane trains the renderer of the first guess, and multiplane=0 asks for none; set multiplane=32")
+        model.requires_grad_(False)
+        model.multiplane.train().requires_grad_(True)
     return model
 
 
@@ -192,7 +238,10 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
             raise InputError(f"{checkpoint}: no checkpoint to export; train first")
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
-        module.averaged_model().save(export)
+        model = module.averaged_model()
+        if config.part == "multiplane":
+            measure_residual(model, source)
+        model.save(export)
         print(f"step {state['global_step']} exported to {export}")
         return export
     start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint.is_file() else 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 import torch
 
 from camerabooth.prior.data import over_white
-from sap3d.cameras import Camera
+from sap3d.cameras import Camera, pose_condition
 from sap3d.images import contact_sheet
-from sap3d.zero123 import Zero123
+from sap3d.zero123 import ConditionFeatures, Zero123
 from sap3d.zero123.sampler import sample_views
 
 
@@ -19,25 +21,33 @@ def validation_loss(model: Zero123, source, loss, batches: int = 6) -> float:
 
 
 @torch.no_grad()
-def sample_sheet(model: Zero123, source, objects: int = 8, targets: int = 6, conditions: int = 1, steps: int = 20, guidance_scale: float = 2.0):
+def sample_sheet(model: Zero123, source, objects: int = 8, targets: int = 6, conditions: int = 1, views=sample_views, steps: int = 20, guidance_scale: float = 2.0):
     """(sheet image, PSNR of the samples, PSNR of repeating the input): one row an object, a condition, then truth over sample.
 
-    PSNR is the mean over views, in dB; objects and views are fixed, and the same whatever the number of conditions.
+    views: ``sample_views``, or ``guess_views`` for the first guess alone. PSNR is the mean over views, in dB; objects and views are fixed, and the same whatever the number of conditions.
     """
     rng = np.random.default_rng(0)
     scores, repeats, rows = [], [], []
     for index in np.linspace(0, len(source) - 1, objects).astype(int):
-        views = rng.permutation(source.poses.shape[1])[: targets + 8]
-        cameras = [Camera(*map(float, source.poses[index, v])) for v in views]
-        images = over_white(source.views(index, views))
+        shown = rng.permutation(source.poses.shape[1])[: targets + 8]
+        cameras = [Camera(*map(float, source.poses[index, v])) for v in shown]
+        images = over_white(source.views(index, shown))
         condition, truth = images[targets : targets + conditions].to(model.device), images[:targets, :3]
         features = model.encode_condition(condition[:, :3], condition[:, 3:])
-        samples = sample_views(model, features, cameras[targets : targets + conditions], cameras[:targets], steps, guidance_scale).cpu()
+        samples = views(model, features, cameras[targets : targets + conditions], cameras[:targets], steps, guidance_scale).cpu()
         scores += [_psnr(a, b) for a, b in zip(samples, truth)]
         repeats += [_psnr(images[targets, :3], b) for b in truth]
         shown = [images[targets, :3]] + [torch.cat([t, s], dim=1) for t, s in zip(truth, samples)]
         rows.append([_square(x, source.size) for x in shown])
     return contact_sheet(rows, size=2 * source.size), float(np.mean(scores)), float(np.mean(repeats))
+
+
+@torch.no_grad()
+def guess_views(model: Zero123, features: ConditionFeatures, conditions: Sequence[Camera], targets: Sequence[Camera], *_) -> torch.Tensor:
+    """The first guess (T, 3, S, S) of views, called as ``sample_views`` is."""
+    pose = torch.tensor(np.stack([[pose_condition(t, c) for c in conditions] for t in targets]), dtype=torch.float32)
+    ink = features.concat[None].expand(len(targets), -1, -1, -1, -1)
+    return torch.cat([(1 - model.multiplane(i, p)[:, :3]).clamp(0, 1) for i, p in zip(ink.split(6), pose.to(ink.device).split(6))])
 
 
 def _square(image: torch.Tensor, size: int) -> np.ndarray:

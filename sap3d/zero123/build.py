@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder
+from sap3d.zero123.multiplane import MultiplaneRenderer
 from sap3d.zero123.model import CameraProjection, Zero123
 from sap3d.zero123.sweep import PlaneSweep
 
@@ -53,6 +54,24 @@ def build_tiny(
         set_alpha_to_one=False, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,
     )  # fmt: skip
     return Zero123(unet, vae, encoder, projection, scheduler, sweep, linear_skip=True)
+
+
+@torch.no_grad()
+def add_multiplane(model: Zero123, planes: int = 32, cells: int = 32, widths: tuple[int, ...] = (16, 32, 64, 96), seed: int = 0) -> None:
+    """Give a model with a plane sweep an untrained renderer of first guesses. The U-Net takes the guess in through new input
+    channels of weight 0, and its last layer starts again from 0: at first it adds nothing to the guess."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.multiplane = MultiplaneRenderer(planes, cells, widths=widths, condition_size=model.image_size, latent_channels=model.latent_channels).eval().requires_grad_(False)
+    old = model.unet.conv_in
+    new = torch.nn.Conv2d(old.in_channels + 1 + model.latent_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    new.weight.zero_()
+    new.weight[:, : old.in_channels] = old.weight
+    new.bias.copy_(old.bias)
+    model.unet.conv_in = new
+    model.unet.register_to_config(in_channels=new.in_channels)
+    model.unet.conv_out.weight.zero_()
+    model.unet.conv_out.bias.zero_()
 
 
 def tiny_random_model(seed: int = 0, planes: int = 4) -> Zero123:

@@ -25,6 +25,7 @@ from sap3d.errors import InputError, first_line
 from sap3d.scene import BUNDLED_ZERO123, atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
+from sap3d.zero123.multiplane import MultiplaneRenderer
 from sap3d.zero123.sweep import PlaneSweep
 
 BUNDLED = BUNDLED_ZERO123
@@ -92,17 +93,20 @@ class Zero123(nn.Module):
     every target), or a plane sweep, which needs the autoencoder to be the patch one and takes several conditions at once.
     linear_skip: the U-Net predicts what is left of the target after the best linear guess from the noisy latent alone
     (``linear_guess``), so that copying noise need not be learned; needs the patch autoencoder and v-prediction.
+    multiplane: renders a first guess of the target from the condition images. Its latents are concatenated too and are the
+    mean of the linear guess, so that the U-Net predicts what is left of the guess; needs sweep and linear_skip.
     """
 
     def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler, sweep: PlaneSweep | None = None,
-                 linear_skip: bool = False):  # fmt: skip
+                 linear_skip: bool = False, multiplane: MultiplaneRenderer | None = None):  # fmt: skip
         super().__init__()
-        self.sweep, self.linear_skip = sweep, linear_skip
+        self.sweep, self.linear_skip, self.multiplane = sweep, linear_skip, multiplane
         self.unet, self.vae, self.image_encoder, self.cc_projection = unet, vae, image_encoder, cc_projection
         self.scheduler = scheduler
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone().float(), persistent=False)
-        for frozen in (vae, image_encoder):
-            frozen.requires_grad_(False)
+        for frozen in (vae, image_encoder, multiplane):
+            if frozen is not None:
+                frozen.requires_grad_(False)
 
     # --- sizes ----------------------------------------------------------------------------------------------------
     @property
@@ -136,6 +140,13 @@ class Zero123(nn.Module):
         """Images in [0, 1] of scaled latents."""
         images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def decode_beside(self, latents: Tensor, guess: Tensor | None) -> Tensor:
+        """``decode``, with what latents cannot hold of the first guess (B, 3, S, S): its finest detail, which comes from the photos."""
+        images = self.decode(latents)
+        if guess is None:
+            return images
+        return (images + guess - self.decode(self.encode_target(guess))).clamp(0, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -171,8 +182,20 @@ class Zero123(nn.Module):
         """Whether several condition images can serve one prediction."""
         return self.sweep is not None
 
-    def condition_channels(self, features: ConditionFeatures, pose: Tensor) -> Tensor:
-        """What is concatenated to the noisy latents: of conditions (B, M, ...) and poses (B, M, 8)."""
+    @torch.no_grad()
+    def first_guess(self, features: ConditionFeatures, pose: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] of the targets, by ``multiplane``, from conditions (B, M, ...) and poses (B, M, 8).
+
+        Without gradients: cameras are refined through the sweep, and those of the guess would cost three times its time.
+        """
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 has too few digits for a product over many planes
+            return (1 - self.multiplane(features.concat.float(), pose.float())[:, :3]).clamp(0, 1)
+
+    def condition_channels(self, features: ConditionFeatures, pose: Tensor, guess: Tensor | None = None) -> Tensor:
+        """What is concatenated to the noisy latents: of conditions (B, M, ...), poses (B, M, 8) and the first guess."""
+        if self.multiplane is not None:
+            latents = self.encode_target(self.first_guess(features, pose) if guess is None else guess)
+            return torch.cat([self.sweep(features.concat, pose, self.vae), torch.ones_like(latents[:, :1]), latents], dim=1)
         if self.sweep is not None:
             return self.sweep(features.concat, pose, self.vae)
         if pose.shape[1] != 1:
@@ -189,7 +212,10 @@ class Zero123(nn.Module):
         M conditions (``takes_sets``). ``keep_tokens`` and ``keep_concat`` (B,) of 0 or 1 drop either condition, as
         classifier-free guidance needs.
         """
-        tokens, concat = self.conditions(features, pose)
+        return self.predict_prepared(noisy, t, *self.conditions(features, pose), keep_tokens, keep_concat)
+
+    def predict_prepared(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor, keep_tokens: Tensor | None = None, keep_concat: Tensor | None = None) -> Tensor:
+        """``predict`` of what ``conditions`` gave, which a caller may use for several noises."""
         if keep_tokens is not None:
             tokens = tokens * keep_tokens[:, None, None].to(tokens.dtype)
         if keep_concat is not None:
@@ -209,27 +235,37 @@ class Zero123(nn.Module):
         unconditional, conditional = out.chunk(2)
         return unconditional + guidance_scale * (conditional - unconditional)
 
-    def conditions(self, features: ConditionFeatures, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-attention tokens (B, M L, D) and concatenated channels (B, C, h, w) for poses (B, 8) or (B, M, 8)."""
+    def conditions(self, features: ConditionFeatures, pose: Tensor, guess: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cross-attention tokens (B, M L, D) and concatenated channels (B, C, h, w) for poses (B, 8) or (B, M, 8); ``guess``:
+        what ``first_guess`` gave for them, if a caller has it already."""
         if pose.ndim == 2:
             features, pose = ConditionFeatures(features.concat[:, None], features.tokens[:, None]), pose[:, None]
         if pose.ndim != 3 or pose.shape[-1] != 8 or features.tokens.shape[:2] != pose.shape[:2]:
             raise ValueError(f"poses must be (B, 8) or (B, M, 8) like their {tuple(features.tokens.shape[:2])} conditions, got {tuple(pose.shape)}")
         dtype = self.unet.dtype
         tokens = self.cc_projection(features.tokens.to(dtype), pose).flatten(1, 2)
-        return tokens, self.condition_channels(features, pose).to(dtype)
+        return tokens, self.condition_channels(features, pose, guess).to(dtype)
 
     def _denoise(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor) -> Tensor:
         out = self.unet(torch.cat([noisy.to(concat.dtype), concat], dim=1), t, encoder_hidden_states=tokens).sample.to(noisy.dtype)
-        return out + self.linear_guess(noisy, t) if self.linear_skip else out
+        if not self.linear_skip:
+            return out
+        return out + self.linear_guess(noisy, t, concat if self.multiplane is not None else None)
 
-    def linear_guess(self, noisy: Tensor, t: Tensor) -> Tensor:
-        """v of the best linear estimate of each latent channel from its own noisy value (a Wiener filter, with the channel's
-        variance s over the corpus and mean 0): x0 = sqrt(a) s / (a s + 1 - a) x_t. Compare the skip connection of EDM's
-        preconditioning (arXiv 2206.00364, section 5), which takes one variance for all channels.
+    def linear_guess(self, noisy: Tensor, t: Tensor, concat: Tensor | None = None) -> Tensor:
+        """v of the best linear estimate of each latent channel from its own noisy value (a Wiener filter with the channel's
+        mean m and variance s): x0 = m + sqrt(a) s / (a s + 1 - a) (x_t - sqrt(a) m). Compare the skip connection of EDM's
+        preconditioning (arXiv 2206.00364, section 5), which takes one variance for all channels and mean 0.
+
+        Without ``concat``, m = 0 and s is the channel's variance over the corpus. With it, its last channels are the guess of
+        ``multiplane``, which is m, and s is the variance of what is left; where the condition is dropped, they are 0.
         """
         alpha, variance = self._alpha(t), self.vae.latent_variance[:, None, None]
-        original = alpha.sqrt() * variance / (alpha * variance + 1 - alpha) * noisy
+        mean = 0.0
+        if concat is not None:
+            given, mean = concat[:, -self.latent_channels - 1 :].to(noisy.dtype).split([1, self.latent_channels], dim=1)
+            variance = torch.lerp(variance, self.multiplane.residual_variance[:, None, None], given)
+        original = mean + alpha.sqrt() * variance / (alpha * variance + 1 - alpha) * (noisy - alpha.sqrt() * mean)
         noise = (noisy - alpha.sqrt() * original) / (1 - alpha).sqrt()
         return alpha.sqrt() * noise - (1 - alpha).sqrt() * original
 
@@ -269,6 +305,8 @@ class Zero123(nn.Module):
             _save_module(self.unet, temporary / "unet", dtype)
             _save_module(self.vae, temporary / "vae", torch.float32)
             _save_module(self.image_encoder, temporary / "image_encoder", dtype)
+            if self.multiplane is not None:
+                _save_module(self.multiplane, temporary / "multiplane", dtype)
             (temporary / "cc_projection").mkdir()
             write_json(temporary / "cc_projection" / "config.json", self.cc_projection.config())
             weights = {k: v.to(dtype).contiguous() for k, v in self.cc_projection.linear.state_dict().items()}
@@ -285,6 +323,7 @@ class Zero123(nn.Module):
                     "scheduler": "DDIMScheduler",
                     **({"sweep": self.sweep.config()} if self.sweep is not None else {}),
                     **({"linear_skip": True} if self.linear_skip else {}),
+                    **({"multiplane": "MultiplaneRenderer"} if self.multiplane is not None else {}),
                 },
             )
 
@@ -314,11 +353,12 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
         projection.linear.load_state_dict(load_file(folder / "cc_projection" / _WEIGHTS))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         sweep = PlaneSweep(**index["sweep"]) if "sweep" in index else None
+        multiplane = _load(MultiplaneRenderer, folder / "multiplane") if "multiplane" in index else None
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
     except Exception as error:  # safetensors raises its own class for damaged files
         raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
-    return Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip"))).to(device, dtype).eval()
+    return Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane).to(device, dtype).eval()
 
 
 def _load(cls, folder: Path):

@@ -87,17 +87,19 @@ def sample_views(
     for start in range(0, len(target_cameras), batch_size):
         index = torch.arange(start, min(start + batch_size, len(target_cameras)))
         latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 100_003 + int(i))) for i in index]).to(model.device)
-        prepared = None
+        prepared = guess = None
         for step, t in enumerate(timesteps):
             if prepared is None or choices.shape[1] > 1:
                 chosen = torch.as_tensor(choices[start : start + len(index), min(step, choices.shape[1] - 1)])
-                prepared = model.conditions(features[chosen.to(model.device)], poses[index[:, None], chosen].to(model.device))
+                conditions, pose = features[chosen.to(model.device)], poses[index[:, None], chosen].to(model.device)
+                guess = model.first_guess(conditions, pose) if model.multiplane is not None else None
+                prepared = model.conditions(conditions, pose, guess)
             times = torch.full((len(latents),), int(t), device=model.device)
             out = model.guided(latents, times, *prepared, guidance_scale)
             original, noise = model.predicted_original(out, latents, times), model.predicted_noise(out, latents, times)
             alpha = alphas[timesteps[step + 1]] if step + 1 < len(timesteps) else alphas.new_tensor(1.0)
             latents = alpha.sqrt() * original + (1 - alpha).sqrt() * noise
-        images.append(model.decode(latents))
+        images.append(model.decode_beside(latents, guess))
         if on_batch:
             on_batch(int(index[-1]) + 1)
     return torch.cat(images)

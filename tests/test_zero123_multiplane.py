@@ -1,0 +1,145 @@
+"""The first guess: what is projected where, opaque planes, gradients, and what the diffusion model does with it."""
+
+import numpy as np
+import pytest
+import torch
+
+from sap3d.cameras import Camera, pose_condition
+from sap3d.zero123 import ConditionFeatures, add_multiplane, load_zero123, tiny_random_model
+from sap3d.zero123.multiplane import MultiplaneRenderer, shuffle, unshuffle
+from sap3d.zero123.sampler import sample_views
+
+CAMERAS = [Camera(1.2, 0.4, 1.5), Camera(1.4, 1.9, 1.6), Camera(1.0, 3.0, 1.4)]
+
+
+def renderer(seed=0, planes=16):
+    torch.manual_seed(seed)
+    return MultiplaneRenderer(planes=planes, cells=16, features=4, widths=(8, 12, 16), condition_size=64, latent_channels=12).eval()
+
+
+def poses(targets, conditions):
+    return torch.tensor(np.stack([[pose_condition(t, c) for c in conditions] for t in targets]), dtype=torch.float32)
+
+
+def ball(camera, size=64, radius=0.35, places=(-1, 1)):
+    """Ink and coverage (4, S, S) of a ball about the origin: what of it lies at x > 0 is red, the rest blue (in ink, so complementary)."""
+    line = (torch.arange(size) + 0.5) / size * 2 - 1
+    x, y = torch.meshgrid(line, -line, indexing="xy")
+    direction = torch.stack([x * np.tan(camera.fov_rad / 2), y * np.tan(camera.fov_rad / 2), -torch.ones_like(x)], -1)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    pose = camera.camera_from_world()
+    direction = direction.double() @ torch.from_numpy(pose[:, :3])
+    center = torch.from_numpy(camera.center())
+    half = direction @ center
+    inside = half.square() - center.square().sum() + radius**2
+    hit = center - (half + inside.clamp_min(0).sqrt())[..., None] * direction
+    cover = (inside > 0).double()
+    side = (hit[..., 0] > 0).double()
+    return torch.stack([cover * (1 - side), cover, cover * side, cover]).float()
+
+
+def test_shuffle_inverts_unshuffle():
+    planes = torch.rand(2, 3, 4, 8, 6)
+    assert torch.equal(shuffle(unshuffle(planes)), planes)
+    assert torch.equal(unshuffle(planes)[:, :1, :, 0, 0], planes[:, :1, :, 0, 0])
+
+
+def test_untrained_it_is_the_visual_hull_in_the_photos_colours():
+    """Before training, opacity is little more than coverage in all photos: the outline of a ball is right, and from a photo's place
+    so are its colours."""
+    target = Camera(1.25, 0.5, 1.5)
+    ink = torch.stack([ball(camera) for camera in CAMERAS])[None]
+    with torch.no_grad():
+        guess = renderer(planes=32)(ink, poses([target], CAMERAS))[0]
+    truth = ball(target)
+    assert float((guess[3] - truth[3]).abs().mean()) < 0.15  # 32 planes of nearly nothing add up to 0.12
+    assert float(((guess[3] > 0.5) == (truth[3] > 0.5)).float().mean()) > 0.95
+    moved = ball(Camera(1.25, 0.5 + np.pi / 2, 1.5))
+    assert float((guess - truth).square().mean()) < 0.6 * float((guess - moved).square().mean())
+
+
+def test_empty_photos_give_an_empty_view():
+    with torch.no_grad():
+        guess = renderer()(torch.zeros(1, 2, 4, 64, 64), poses(CAMERAS[2:], CAMERAS[:2]))
+    assert float(guess[:, :3].abs().max()) < 0.2 and float(guess[:, 3].max()) < 0.2
+
+
+def test_the_order_of_the_photos_does_not_matter():
+    ink = torch.stack([ball(camera) for camera in CAMERAS])[None]
+    pose, model = poses([Camera(1.1, 1.0)], CAMERAS), renderer()
+    with torch.no_grad():
+        guess, again = model(ink, pose), model(ink[:, [2, 0, 1]], pose[:, [2, 0, 1]])
+        other_size = model(ink, pose, 32)
+    assert torch.allclose(guess, again, atol=1e-5)
+    assert float((torch.nn.functional.avg_pool2d(guess, 2) - other_size).abs().mean()) < 0.02
+
+
+def test_learns_an_object_and_has_gradients_in_the_poses():
+    """Fitted to one target from two photos, the error falls far below that of the hull."""
+    model, target = renderer(), Camera(1.25, 1.0, 1.5)
+    ink, truth = torch.stack([ball(c) for c in CAMERAS[:2]])[None], ball(target)[None]
+    pose = poses([target], CAMERAS[:2]).requires_grad_()
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    errors = []
+    for _ in range(30):
+        error = (model(ink, pose) - truth).square().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        errors.append(float(error.detach()))
+    assert np.mean(errors[-3:]) < 0.5 * errors[0]
+    assert bool((pose.grad[..., :6].abs() > 0).all())
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_random_model(0)
+    add_multiplane(model, planes=8, cells=16, widths=(8, 12))
+    return model
+
+
+def features_of(model, count=2, seed=0):
+    images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return model.encode_condition(images, (images.mean(1, keepdim=True) > 0.4).float())
+
+
+def test_a_new_renderer_makes_the_model_return_the_guess(model):
+    """The U-Net's last layer starts at 0: at the highest noise the prediction is the guess itself, and nothing where it is dropped."""
+    features, pose = features_of(model), poses(CAMERAS[2:], CAMERAS[:2])
+    sets = ConditionFeatures(features.concat[None], features.tokens[None])
+    guess = model.first_guess(sets, pose)
+    t = torch.tensor([model.num_timesteps - 1])
+    noisy = torch.randn(1, model.latent_channels, model.latent_size, model.latent_size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        clean = model.predicted_original(model.predict(noisy, t, sets, pose), noisy, t)
+        dropped = model.predicted_original(model.predict(noisy, t, sets, pose, torch.zeros(1), torch.zeros(1)), noisy, t)
+    assert torch.allclose(clean, model.encode_target(guess), atol=2e-3)
+    assert float(dropped.abs().max()) < 2e-3
+    assert torch.allclose(model.decode_beside(clean, guess), guess, atol=5e-3)  # also what the latents cannot hold
+
+
+def test_little_noise_is_removed_by_the_guess_s_variance(model):
+    """The linear guess is the posterior mean of a normal of the guess's mean and residual variance."""
+    model.multiplane.residual_variance.fill_(0.01)
+    features, pose = features_of(model), poses(CAMERAS[2:], CAMERAS[:2])
+    sets = ConditionFeatures(features.concat[None], features.tokens[None])
+    mean = model.encode_target(model.first_guess(sets, pose))
+    t = torch.tensor([300])
+    alpha = float(model.alphas_cumprod[300])
+    noisy = alpha**0.5 * mean + torch.randn(mean.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        clean = model.predicted_original(model.predict(noisy, t, sets, pose), noisy, t)
+    weight_prior, weight_seen = 1 / 0.01, alpha / (1 - alpha)
+    expected = (weight_prior * mean + weight_seen * noisy / alpha**0.5) / (weight_prior + weight_seen)
+    assert torch.allclose(clean, expected, atol=1e-4)
+    model.multiplane.residual_variance.fill_(1.0)
+
+
+def test_sampling_saving_and_loading(model, tmp_path):
+    features = features_of(model)
+    views = sample_views(model, features, CAMERAS[:2], CAMERAS, steps=2)
+    assert views.shape == (3, 3, 32, 32)
+    model.save(tmp_path / "model", torch.float32)
+    again = load_zero123(tmp_path / "model")
+    assert torch.equal(sample_views(again, features, CAMERAS[:2], CAMERAS, steps=2), views)
+    assert again.unet.config.in_channels == model.unet.config.in_channels
