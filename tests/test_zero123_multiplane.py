@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sap3d.cameras import Camera, pose_condition
+from sap3d.errors import InputError
 from sap3d.zero123 import ConditionFeatures, add_multiplane, load_zero123, tiny_random_model
 from sap3d.zero123.multiplane import MultiplaneRenderer, shuffle, unshuffle
 from sap3d.zero123.sampler import sample_views
@@ -143,3 +144,41 @@ def test_sampling_saving_and_loading(model, tmp_path):
     again = load_zero123(tmp_path / "model")
     assert torch.equal(sample_views(again, features, CAMERAS[:2], CAMERAS, steps=2), views)
     assert again.unet.config.in_channels == model.unet.config.in_channels
+
+
+# --- weights in 8 bits ------------------------------------------------------------------------------------------------
+def test_weights_in_8_bits(model, tmp_path):
+    model.save(tmp_path / "whole", torch.float32)
+    model.save(tmp_path / "small", unet_int8=True)
+    size = lambda folder: sum(f.stat().st_size for f in (tmp_path / folder / "unet").iterdir())  # noqa: E731
+    assert size("small") < 0.3 * size("whole")
+    again = load_zero123(tmp_path / "small")
+    for name, tensor in model.unet.state_dict().items():
+        if tensor.ndim > 1:
+            largest = tensor.flatten(1).abs().amax(1).view(-1, *[1] * (tensor.ndim - 1))
+            assert bool(((again.unet.state_dict()[name] - tensor).abs() <= largest / 254 + 1e-7).all()), name
+
+
+def test_8_bit_weights_that_do_not_fit_are_refused(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model.save(tmp_path / "model", unet_int8=True)
+    file = next((tmp_path / "model" / "unet").glob("int8-*"))
+    tensors = load_file(file)
+    for change, expected in (
+        (lambda t: t.pop("conv_in.bias"), "missing tensor conv_in.bias"),
+        (lambda t: t.update(other=torch.zeros(1)), "unexpected tensor other"),
+        (lambda t: t.update({"conv_in.bias": torch.zeros(3)}), "conv_in.bias has shape"),
+        (lambda t: t.update({"conv_in.weight.int8_scale": torch.zeros(3)}), "conv_in.weight: scales"),
+    ):
+        damaged = dict(tensors)
+        change(damaged)
+        save_file(damaged, file)
+        with pytest.raises(InputError, match=expected):
+            load_zero123(tmp_path / "model")
+    file.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="damaged"):
+        load_zero123(tmp_path / "model")
+    file.unlink()
+    with pytest.raises(InputError, match="unet"):
+        load_zero123(tmp_path / "model")

@@ -47,7 +47,8 @@ class PriorConfig:
     devices: int = 1
     threads: int = 0  # CPU threads (0: all)
 
-    # Reports
+    # Reports and results
+    export_int8: bool = True  # --export writes the U-Net in 8 bits
     log_every: int = 50
     validate_every: int = 1000
     checkpoint_every: int = 200

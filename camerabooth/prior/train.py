@@ -241,7 +241,7 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
         model = module.averaged_model()
         if config.part == "multiplane":
             measure_residual(model, source)
-        model.save(export)
+        model.save(export, unet_int8=config.export_int8)
         print(f"step {state['global_step']} exported to {export}")
         return export
     start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint.is_file() else 0

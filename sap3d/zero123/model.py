@@ -25,6 +25,8 @@ from sap3d.errors import InputError, first_line
 from sap3d.scene import BUNDLED_ZERO123, atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
+from sap3d.zero123.int8 import PATTERN as INT8_FILES
+from sap3d.zero123.int8 import load_int8, save_int8
 from sap3d.zero123.multiplane import MultiplaneRenderer
 from sap3d.zero123.sweep import PlaneSweep
 
@@ -299,10 +301,16 @@ class Zero123(nn.Module):
         return self.alphas_cumprod[t][:, None, None, None]
 
     # --- files ----------------------------------------------------------------------------------------------------
-    def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the model as a diffusers-format folder, atomically; weights in shards of at most 15 MB."""
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16, unet_int8: bool = False) -> None:
+        """Write the model as a diffusers-format folder, atomically; weights in shards of at most 15 MB.
+
+        ``unet_int8``: the U-Net, which is most of it, in 8 bits (sap3d/zero123/int8.py); diffusers itself cannot read that.
+        """
         with atomic_dir(Path(folder)) as temporary:
-            _save_module(self.unet, temporary / "unet", dtype)
+            if unet_int8:
+                save_int8(self.unet, temporary / "unet")
+            else:
+                _save_module(self.unet, temporary / "unet", dtype)
             _save_module(self.vae, temporary / "vae", torch.float32)
             _save_module(self.image_encoder, temporary / "image_encoder", dtype)
             if self.multiplane is not None:
@@ -362,6 +370,8 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
 
 
 def _load(cls, folder: Path):
+    if any(Path(folder).glob(INT8_FILES)):
+        return load_int8(cls, folder)
     loaded = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32, local_files_only=True)
     model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
