@@ -92,7 +92,7 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     freedom = freedom_of({name: confidence[name] for name in initial}) if config.trust_confident else None
     table = CameraTable(initial, freedom).to(device)
     checkpoint = folder / "checkpoint.pt"
-    fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror), config, checkpoint, run_fingerprint)
+    fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror, list(initial.values())), config, checkpoint, run_fingerprint)
     extra["resumed_seconds"] = fitted["resumed_seconds"]
     refined = table.cameras()
     save_personal(folder / "personal.safetensors", model, fitted["trained"], base)

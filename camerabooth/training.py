@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camerabooth.camera_table import CameraTable
 from camerabooth.config import BoothConfig
-from sap3d.cameras import pose_condition
+from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError, first_line
 from sap3d.progress import Progress
 from sap3d.regularisers import RegulariserObject
@@ -42,10 +43,20 @@ class PhotoPairs:
 
     photos: (N, 4, S, S), colour over white and coverage. Index layout of ``features`` and ``latents``: the photos, then (with
     ``mirror``) the mirrored photos. A model that takes sets of conditions is trained with 1 .. N - 1 of them.
+
+    cameras: the photos', as training begins with them; a model with a renderer of first guesses (``Zero123.first_guess``) needs
+    them. Its guesses are made once with these cameras: a guess takes longer than a training step, and cameras move by
+    fractions of a degree. Such a model is trained with one condition or with all the other photos, so that they are few.
     """
 
+    REGULARISER_PAIRS = 24  # different pairs (or sets) of regulariser views for a model with first guesses
+
     @torch.no_grad()
-    def __init__(self, model: Zero123, photos: Tensor, regularisers: list[RegulariserObject], mirror: bool):
+    def __init__(self, model: Zero123, photos: Tensor, regularisers: list[RegulariserObject], mirror: bool, cameras: Sequence[Camera] | None = None):
+        self.model, self.cameras, self._guesses = model, cameras, {}
+        self.guesses = model.multiplane is not None
+        if self.guesses and cameras is None:
+            raise ValueError("a model with first guesses needs the photos' cameras")
         self.count = len(photos)
         both = torch.cat([photos, photos.flip(-1)]) if mirror else photos
         self.mirror = mirror
@@ -63,7 +74,28 @@ class PhotoPairs:
 
     def set_size(self, rng: np.random.Generator) -> int:
         """How many conditions a step's predictions have: one in half of the steps, any number up to N - 1 in the others."""
+        if self.guesses:
+            return 1 if rng.random() < 0.25 else self.largest_set
         return 1 if self.largest_set == 1 or rng.random() < 0.5 else int(rng.integers(2, self.largest_set + 1))
+
+    @torch.no_grad()
+    def _guess(self, key, features: ConditionFeatures, pose: Tensor) -> Tensor:
+        """The first guess (3, S, S) from one set of conditions (M, ...) with poses (M, 8); kept under ``key``."""
+        if key not in self._guesses:
+            sets = ConditionFeatures(features.concat[None], features.tokens[None])
+            self._guesses[key] = self.model.first_guess(sets, pose[None].to(features.tokens.device))[0]
+        return self._guesses[key]
+
+    def photo_guesses(self, target: Tensor, condition: Tensor, mirrored: Tensor) -> Tensor | None:
+        """First guesses (B, 3, S, S) for what ``photo_batch`` drew; those of mirrored pairs are mirrored."""
+        if not self.guesses:
+            return None
+        found = []
+        for i, row, flip in zip(target.tolist(), condition.tolist(), mirrored.tolist()):
+            pose = torch.from_numpy(np.stack([pose_condition(self.cameras[i], self.cameras[k]) for k in sorted(row)])).float()
+            guess = self._guess(("photo", i, *sorted(row)), self.features[torch.tensor(sorted(row))], pose)
+            found.append(guess.flip(-1) if flip else guess)
+        return torch.stack(found)
 
     def photo_batch(self, rng: np.random.Generator, size: int, step: int, conditions: int = 1):
         """(features of (B, M), latents, target (B,), condition (B, M), mirrored (B,)).
@@ -81,17 +113,21 @@ class PhotoPairs:
         return self.features[condition + shift[:, None]], self.latents[target + shift], target, condition, mirrored
 
     def regulariser_batch(self, rng: np.random.Generator, size: int, conditions: int = 1):
-        """(features of (B, M), latents (B, ...), pose (B, M, 8)) of views of random regulariser objects."""
-        rows, targets, poses = [], [], []
-        for index in rng.integers(len(self.regulariser_cameras), size=size):
+        """(features of (B, M), latents (B, ...), pose (B, M, 8), first guesses or None) of views of random regulariser objects."""
+        rows, targets, poses, guesses = [], [], [], []
+        for index in rng.integers(self.REGULARISER_PAIRS if self.guesses else len(self.regulariser_cameras), size=size).tolist():
+            key, draw = ("regulariser", index, conditions), np.random.default_rng([index, conditions]) if self.guesses else rng
+            index = index % len(self.regulariser_cameras)
             cameras = self.regulariser_cameras[index]
-            target, *chosen = rng.permutation(len(cameras))[: conditions + 1]
+            target, *chosen = draw.permutation(len(cameras))[: conditions + 1]
             chosen = [chosen[k % len(chosen)] for k in range(conditions)]  # an object of few views repeats some
             rows.append([int(self.regulariser_starts[index] + k) for k in chosen])
             targets.append(int(self.regulariser_starts[index] + target))
             poses.append([pose_condition(cameras[target], cameras[k]) for k in chosen])
+            if self.guesses:
+                guesses.append(self._guess(key, self.regulariser_features[torch.tensor(rows[-1])], torch.tensor(np.array(poses[-1])).float()))
         pose = torch.tensor(np.array(poses), dtype=torch.float32, device=self.regulariser_latents.device)
-        return self.regulariser_features[torch.tensor(rows)], self.regulariser_latents[torch.tensor(targets)], pose
+        return self.regulariser_features[torch.tensor(rows)], self.regulariser_latents[torch.tensor(targets)], pose, torch.stack(guesses) if guesses else None
 
 
 def _encode(model: Zero123, views: Tensor) -> tuple[ConditionFeatures, Tensor]:
@@ -172,12 +208,14 @@ def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: Boo
     conditions = data.set_size(rng)
     features, latents, target, condition, mirrored = data.photo_batch(rng, config.batch_size, step, conditions)
     pose = table.pose(target[:, None], condition, mirrored)
+    guess = data.photo_guesses(target, condition, mirrored)
     losses = {"regulariser": pose.new_zeros(())}
     if data.regulariser_cameras and config.regulariser_batch > 0:
-        more_features, more_latents, more_pose = data.regulariser_batch(rng, config.regulariser_batch, conditions)
+        more_features, more_latents, more_pose, more_guess = data.regulariser_batch(rng, config.regulariser_batch, conditions)
         features = ConditionFeatures.cat([features, more_features])
         latents, pose = torch.cat([latents, more_latents]), torch.cat([pose, more_pose])
-    error = diffusion_error(model, features, latents, pose, generator, config.drop_condition, config.snr_gamma)
+        guess = torch.cat([guess, more_guess]) if guess is not None else None
+    error = diffusion_error(model, features, latents, pose, generator, config.drop_condition, config.snr_gamma, guess=guess)
     losses["photos"] = error[: config.batch_size].mean()
     if len(error) > config.batch_size:
         losses["regulariser"] = error[config.batch_size :].mean() * (len(error) - config.batch_size) / config.batch_size
@@ -185,12 +223,13 @@ def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: Boo
 
 
 def diffusion_error(model: Zero123, features: ConditionFeatures, latents: Tensor, pose: Tensor, generator: torch.Generator, drop: float, snr_gamma: float,
-                    noises: int = 1) -> Tensor:  # fmt: skip
+                    noises: int = 1, guess: Tensor | None = None) -> Tensor:  # fmt: skip
     """Weighted squared error (B noises,) of the prediction at random steps; conditions dropped as in Zero-1-to-3's training.
 
     noises: how many noises and steps are drawn for each target; its conditions are prepared once.
+    guess: first guesses of the targets, where the caller has them (``Zero123.conditions``).
     """
-    prepared = model.conditions(features, pose)
+    prepared = model.conditions(features, pose, guess)
     if noises > 1:
         latents, *prepared = (x.repeat_interleave(noises, 0) for x in (latents, *prepared))
     count, device = len(latents), latents.device

@@ -59,7 +59,8 @@ def make_scene(tmp_path, model_folder):
 
 
 def pairs_of(model, count, mirror=True, regularisers=()):
-    return PhotoPairs(model, photos_over_white({n: PHOTOS[n] for n in list(VIEWS)[:count]}, 64), list(regularisers), mirror)
+    return PhotoPairs(model, photos_over_white({n: PHOTOS[n] for n in list(VIEWS)[:count]}, 64), list(regularisers), mirror,
+                      list(VIEWS.values())[:count])  # fmt: skip
 
 
 # --- cameras as parameters --------------------------------------------------------------------------------------------
@@ -171,10 +172,10 @@ def test_min_snr_weights():
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
-def trained_run(folder, interrupt_at=None, monkeypatch=None, **changes):
+def trained_run(folder, interrupt_at=None, monkeypatch=None, multiplane=0, **changes):
     """``fit`` on three photos; returns (model, table, what fit returned or None)."""
     config = BoothConfig(**FAST | changes)
-    model, table = tiny_random_model(0), CameraTable({n: VIEWS[n] for n in list(VIEWS)[:3]})
+    model, table = tiny_random_model(0, multiplane=multiplane), CameraTable({n: VIEWS[n] for n in list(VIEWS)[:3]})
     regularisers = choose_regularisers(Scene("T", "o", 3), None, "random", 2, 0)
     folder.mkdir(parents=True, exist_ok=True)
     if interrupt_at is None:
@@ -230,15 +231,31 @@ def test_confident_cameras_stay_where_they_are():
     assert table.delta.grad[1].abs().max() == 0 and table.delta.grad[0, 0] == 1
 
 
-@pytest.mark.parametrize("moment", (1, 2, 5, 7))
-def test_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch, moment):
-    model, table, fitted = trained_run(tmp_path / "a")
-    trained_run(tmp_path / "b", moment, monkeypatch)
+@pytest.mark.parametrize("moment, multiplane", ((1, 0), (2, 0), (5, 0), (7, 0), (5, 4)))
+def test_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch, moment, multiplane):
+    model, table, fitted = trained_run(tmp_path / "a", multiplane=multiplane)
+    trained_run(tmp_path / "b", moment, monkeypatch, multiplane=multiplane)
     assert (tmp_path / "b/checkpoint.pt").is_file() == (moment > 1)
-    again, table_again, fitted_again = trained_run(tmp_path / "b")
+    again, table_again, fitted_again = trained_run(tmp_path / "b", multiplane=multiplane)
     assert fitted_again["losses"] == fitted["losses"] and torch.equal(table.delta, table_again.delta)
     for (name, parameter), other in zip(model.named_parameters(), again.parameters()):
         assert torch.equal(parameter, other), name
+
+
+def test_first_guesses_are_made_once_and_are_those_of_the_pair():
+    model = tiny_random_model(0, multiplane=4)
+    data = pairs_of(model, 3)
+    rng = np.random.default_rng(0)
+    assert {data.set_size(rng) for _ in range(50)} == {1, 2}
+    for step in range(6):
+        features, latents, target, condition, mirrored = data.photo_batch(rng, 4, step, 2)
+        found = data.photo_guesses(target, condition, mirrored)
+        pose = CameraTable({n: VIEWS[n] for n in list(VIEWS)[:3]}).pose(target[:, None], condition)
+        plain = data.features[condition]
+        expected = model.first_guess(plain, pose.detach())
+        expected = torch.where(mirrored[:, None, None, None], expected.flip(-1), expected)
+        assert torch.allclose(found, expected, atol=1e-4)
+    assert len(data._guesses) == 3
 
 
 def test_training_fits_the_photos(tmp_path):

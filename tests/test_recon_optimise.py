@@ -71,10 +71,10 @@ def test_cropped_photos_do_not_carve_outside_their_frame():
 
 
 @pytest.mark.parametrize("residual", ["latent", "image"])
-@pytest.mark.parametrize("condition", ["near", "mean"])
-def test_tiled_distillation_equals_plain(residual, condition):
+@pytest.mark.parametrize("condition, multiplane", [("near", 0), ("mean", 0), ("mean", 4), ("all", 4)])
+def test_tiled_distillation_equals_plain(residual, condition, multiplane):
     config = tiny_config(sds_residual=residual, sds_condition=condition)
-    model = tiny_random_model()
+    model = tiny_random_model(multiplane=multiplane)
     guidance = prior.Guidance(model, PHOTOS, CAMERAS, config)
     generator = torch.Generator().manual_seed(3)
     camera = guidance.random_camera(generator)

@@ -6,7 +6,7 @@ import torch
 
 from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError
-from sap3d.zero123 import ConditionFeatures, add_multiplane, load_zero123, tiny_random_model
+from sap3d.zero123 import ConditionFeatures, load_zero123, tiny_random_model
 from sap3d.zero123.multiplane import MultiplaneRenderer, shuffle, unshuffle
 from sap3d.zero123.sampler import sample_views
 
@@ -94,9 +94,7 @@ def test_learns_an_object_and_has_gradients_in_the_poses():
 
 @pytest.fixture(scope="module")
 def model():
-    model = tiny_random_model(0)
-    add_multiplane(model, planes=8, cells=16, widths=(8, 12))
-    return model
+    return tiny_random_model(0, multiplane=8)
 
 
 def features_of(model, count=2, seed=0):

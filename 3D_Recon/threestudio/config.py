@@ -52,6 +52,7 @@ class ReconConfig:
     sds_start: float = 0.3  # share of the steps at which it begins
     sds_every: int = 4  # steps from one evaluation to the next
     sds_batch: int = 1  # cameras an evaluation
+    sds_cameras: int = 48  # different cameras in all, for a model that makes first guesses (others: a new one each time)
     sds_size: int = 64  # pixels of the renders that are judged (0: the model's own size)
     # Photos that condition: all at once, or one: near (nearer is likelier), nearest, random, first; mean: all, averaged.
     sds_condition: str = "auto"  # auto takes all where the model has a plane sweep, else near
@@ -97,7 +98,7 @@ def check_config(config: ReconConfig) -> None:
         raise InputError("grid, level_starts and photo_sizes must have one entry a level each")
     if config.level_starts[0] != 0 or sorted(config.level_starts) != list(config.level_starts) or config.level_starts[-1] >= 1:
         raise InputError(f"level_starts={config.level_starts} must rise from 0 and stay below 1")
-    for name in ("steps", "rays", "render_size", "turntable_frames", "mesh_cells", "mesh_faces", "texture_size", "tile_rays", "sds_every", "sds_batch"):
+    for name in ("steps", "rays", "render_size", "turntable_frames", "mesh_cells", "mesh_faces", "texture_size", "tile_rays", "sds_every", "sds_batch", "sds_cameras"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
     if min(config.grid) < 4 or max(config.grid) > 512:

@@ -38,9 +38,19 @@ class Guidance:
         views = photos_over_white(photos, size).to(model.device)
         with torch.no_grad():
             self.features = model.encode_condition(views[:, :3], views[:, 3:])
+        # First guesses take longer than predictions: a model that makes them is asked about a fixed set of cameras.
+        generator = torch.Generator().manual_seed(config.seed)
+        self.pool = [self._draw_camera(generator) for _ in range(config.sds_cameras)] if model.multiplane is not None else []
+        self.guesses: dict[tuple, torch.Tensor] = {}
 
     def random_camera(self, generator: torch.Generator) -> Camera:
-        """A camera of the protocol's radius, uniform over the part of the sphere between ``sds_elevations``."""
+        """A camera of the protocol's radius, uniform over the part of the sphere between ``sds_elevations``; of ``sds_cameras``
+        such cameras, where the model makes first guesses."""
+        if self.pool:
+            return self.pool[int(torch.randint(len(self.pool), (1,), generator=generator))]
+        return self._draw_camera(generator)
+
+    def _draw_camera(self, generator: torch.Generator) -> Camera:
         draw = torch.rand(2, generator=generator).tolist()
         low, high = np.sin(np.deg2rad(self.config.sds_elevations))
         return Camera(float(np.arccos(low + (high - low) * draw[0])), 2 * np.pi * draw[1], RADIUS, FOV_RAD)
@@ -69,14 +79,25 @@ class Guidance:
         with torch.no_grad():
             noisy = model.add_noise(latent.detach(), noise, t)
             count = len(chosen)
-            out = model.predict_guided(noisy.expand(count, -1, -1, -1), t.expand(count), self.features[chosen], pose, config.guidance_scale)
+            guess = self._guess(camera, chosen, pose)
+            prepared = model.conditions(self.features[chosen], pose, guess)
+            out = model.guided(noisy.expand(count, -1, -1, -1), t.expand(count), *prepared, config.guidance_scale)
             clean = model.predicted_original(out.mean(0, keepdim=True), noisy, t)
             alpha = model.alphas_cumprod[t]
             level_weight = (alpha * (1 - alpha)).sqrt().view(-1, 1, 1, 1)
             if config.sds_residual == "image":
-                decoded = F.interpolate(model.decode(clean), image.shape[-2:], mode="area")
+                decoded = F.interpolate(model.decode_beside(clean, guess if guess is None else guess.mean(0, keepdim=True)), image.shape[-2:], mode="area")
                 return level_weight * (image - decoded)
         return torch.autograd.grad(latent, image, level_weight * (latent.detach() - clean))[0]
+
+    def _guess(self, camera: Camera, chosen: torch.Tensor, pose: torch.Tensor) -> torch.Tensor | None:
+        """The model's first guess (B, 3, S, S) of a view, made once a camera and choice of photos; None where it makes none."""
+        if self.model.multiplane is None:
+            return None
+        key = (camera, *chosen.flatten().tolist())
+        if key not in self.guesses:
+            self.guesses[key] = self.model.first_guess(self.features[chosen], pose)
+        return self.guesses[key]
 
 
 def camera_rays(camera: Camera, size: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:

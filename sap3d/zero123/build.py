@@ -74,10 +74,13 @@ def add_multiplane(model: Zero123, planes: int = 32, cells: int = 32, widths: tu
     model.unet.conv_out.bias.zero_()
 
 
-def tiny_random_model(seed: int = 0, planes: int = 4) -> Zero123:
-    """A very small untrained model with a working autoencoder, for tests: 32 x 32 images, 8 x 8 latents."""
+def tiny_random_model(seed: int = 0, planes: int = 4, multiplane: int = 0) -> Zero123:
+    """A very small untrained model with a working autoencoder, for tests: 32 x 32 images, 8 x 8 latents. multiplane: planes of
+    its renderer of first guesses (0: none)."""
     model = build_tiny(32, 4, 12, (32, 64), (False, True), token_dim=64, encoder_layers=1, planes=planes, plane_components=6, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     smooth = torch.nn.functional.interpolate(torch.rand(64, 3, 6, 6, generator=generator), (32, 32), mode="bicubic") * 2 - 1
     model.vae.fit(smooth.clamp(-1, 1))
+    if multiplane:
+        add_multiplane(model, multiplane, cells=16, widths=(8, 12), seed=seed)
     return model.eval()
