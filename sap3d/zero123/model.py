@@ -58,6 +58,10 @@ class ConditionFeatures:
     def cat(cls, parts: Sequence[ConditionFeatures]) -> ConditionFeatures:
         return cls(torch.cat([p.concat for p in parts]), torch.cat([p.tokens for p in parts]))
 
+    def keep(self, tokens: Tensor) -> ConditionFeatures:
+        """With the tokens times ``tokens`` (B,) of 0 or 1. The published training drops the image's token alone: its pose stays."""
+        return ConditionFeatures(self.concat, self.tokens * tokens.view(-1, *[1] * (self.tokens.ndim - 1)).to(self.tokens.dtype))
+
     def detach(self) -> ConditionFeatures:
         return ConditionFeatures(self.concat.detach(), self.tokens.detach())
 
@@ -214,6 +218,8 @@ class Zero123(nn.Module):
         M conditions (``takes_sets``). ``keep_tokens`` and ``keep_concat`` (B,) of 0 or 1 drop either condition, as
         classifier-free guidance needs.
         """
+        if keep_tokens is not None and self.cc_projection.tokens == "pooled":
+            features, keep_tokens = features.keep(keep_tokens), None
         return self.predict_prepared(noisy, t, *self.conditions(features, pose), keep_tokens, keep_concat)
 
     def predict_prepared(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor, keep_tokens: Tensor | None = None, keep_concat: Tensor | None = None) -> Tensor:

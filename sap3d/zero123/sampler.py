@@ -53,6 +53,23 @@ def sampling_timesteps(model: Zero123, steps: int) -> Tensor:
     return model.scheduler.timesteps.clone()
 
 
+def ddim_step(model: Zero123, latents: Tensor, timesteps: Tensor, step: int, tokens: Tensor, concat: Tensor, guidance_scale: float) -> Tensor:
+    """Latents (B, C, h, w) after step ``step`` of a deterministic, guided DDIM run (arXiv 2010.02502, eq. 12, sigma 0)."""
+    times = torch.full((len(latents),), int(timesteps[step]), device=model.device)
+    out = model.guided(latents, times, tokens, concat, guidance_scale)
+    original, noise = model.predicted_original(out, latents, times), model.predicted_noise(out, latents, times)
+    alpha = model.alphas_cumprod[timesteps[step + 1]] if step + 1 < len(timesteps) else final_alpha(model)
+    return alpha.sqrt() * original + (1 - alpha).sqrt() * noise
+
+
+def final_alpha(model: Zero123) -> Tensor:
+    """Where the last step leads: to the clean image with a schedule that reaches pure noise (the small model), to the schedule's
+    first level with the published one, whose sampler does so."""
+    config = model.scheduler.config
+    clean = config.set_alpha_to_one or config.rescale_betas_zero_snr
+    return torch.ones_like(model.alphas_cumprod[0]) if clean else model.alphas_cumprod[0]
+
+
 @torch.no_grad()
 def sample_views(
     model: Zero123,
@@ -81,24 +98,19 @@ def sample_views(
         choices = np.stack([draw(i, p) for i, p in enumerate(probabilities)])
     # (targets, steps or 1, M): the conditions of a target at a step; constant ones are prepared once.
     shape = (model.latent_channels, model.latent_size, model.latent_size)
-    alphas = model.alphas_cumprod
     poses = torch.tensor(np.stack([[pose_condition(t, c) for c in condition_cameras] for t in target_cameras]), dtype=torch.float32)
     images = []
     for start in range(0, len(target_cameras), batch_size):
         index = torch.arange(start, min(start + batch_size, len(target_cameras)))
         latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 100_003 + int(i))) for i in index]).to(model.device)
         prepared = guess = None
-        for step, t in enumerate(timesteps):
+        for step in range(len(timesteps)):
             if prepared is None or choices.shape[1] > 1:
                 chosen = torch.as_tensor(choices[start : start + len(index), min(step, choices.shape[1] - 1)])
                 conditions, pose = features[chosen.to(model.device)], poses[index[:, None], chosen].to(model.device)
                 guess = model.first_guess(conditions, pose) if model.multiplane is not None else None
                 prepared = model.conditions(conditions, pose, guess)
-            times = torch.full((len(latents),), int(t), device=model.device)
-            out = model.guided(latents, times, *prepared, guidance_scale)
-            original, noise = model.predicted_original(out, latents, times), model.predicted_noise(out, latents, times)
-            alpha = alphas[timesteps[step + 1]] if step + 1 < len(timesteps) else alphas.new_tensor(1.0)
-            latents = alpha.sqrt() * original + (1 - alpha).sqrt() * noise
+            latents = ddim_step(model, latents, timesteps, step, *prepared, guidance_scale)
         images.append(model.decode_beside(latents, guess))
         if on_batch:
             on_batch(int(index[-1]) + 1)

@@ -1,0 +1,71 @@
+"""Files as the published weights come in, filled by the recipe of the parity tests (benchmarks/seeded.py)."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import torch
+
+from benchmarks.seeded import seeded_state
+from sap3d.scene import REPOSITORY
+
+PARITY = REPOSITORY / "tests" / "parity"
+
+
+def shapes(name: str) -> dict[str, list[int]]:
+    return json.loads((PARITY / f"{name}.json").read_text())
+
+
+def training_class(name: str, module: str = "pytorch_lightning_gone.callbacks"):
+    """A class of a package that is not installed where the file is read."""
+    return type(name, (), {"__module__": module, "__init__": lambda self: self.__dict__.update(best=1.0, path="last.ckpt")})
+
+
+def save_with_training_objects(path: Path, state: dict) -> None:
+    """As pytorch-lightning saves: weights beside callbacks, hyper-parameters and counters, whose classes pickle by name."""
+    callback, config = training_class("ModelCheckpoint"), training_class("DictConfig", "omegaconf_gone.dictconfig")
+    made = []
+    for cls in (callback, config):
+        module = types.ModuleType(cls.__module__)
+        setattr(module, cls.__name__, cls)
+        parts = cls.__module__.split(".")
+        for k in range(1, len(parts) + 1):
+            name = ".".join(parts[:k])
+            made.append(name)
+            sys.modules.setdefault(name, module if k == len(parts) else types.ModuleType(name))
+    try:
+        torch.save({"epoch": 3, "global_step": 105000, "state_dict": state, "callbacks": {callback: {"object": callback()}}, "hyper_parameters": config()}, path)
+    finally:
+        for name in made:
+            sys.modules.pop(name, None)
+
+
+def zero123_state() -> dict[str, torch.Tensor]:
+    return seeded_state(shapes("zero123"))
+
+
+def relposepp_state() -> dict[str, torch.Tensor]:
+    """Parameters by the recipe; blurs, octaves and positions as the published file holds them."""
+    from relposepp.network import sinusoid_table
+
+    wanted = shapes("relposepp")
+    line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    state = {name: (line[:, None] * line)[None, None].repeat(shape[0], 1, 1, 1) for name, shape in wanted.items() if name.endswith(".filt")}
+    state["embedding"] = 2 ** torch.arange(8).view(1, 1, 8)
+    state["feature_extractor.feature_positional_encoding.pos_table_1"] = sinusoid_table(8, 2096)[None]
+    return state | seeded_state({name: shape for name, shape in wanted.items() if name not in state})
+
+
+class Hostile:
+    """Unpickled, it would make the file stolen.txt."""
+
+    def __reduce__(self):
+        return (open, ("stolen.txt", "w"))
+
+
+def hostile_bytes() -> bytes:
+    return pickle.dumps(Hostile())
