@@ -200,11 +200,13 @@ def find_objects(type_: str, root: Path, wanted: list[str]) -> list[str]:
     return list(dict.fromkeys(wanted)) or found
 
 
-def check_settings(settings: list[str]) -> None:
-    """Raises InputError for a setting ``stage.key=value`` that its stage does not know or cannot take."""
+def check_settings(settings: list[str], preset: str = "") -> None:
+    """Raises InputError for a setting ``stage.key=value`` that its stage does not know or cannot take, and for a preset that cannot be used."""
     from sap3d.config import load_config
     from sap3d.errors import InputError
 
+    for module, name in CONFIGS.values() if preset else ():
+        load_config(getattr(importlib.import_module(module), name), preset=preset)
     for setting in settings:
         prefix, _, setting_of_stage = setting.partition(".")
         if prefix not in CONFIGS or "=" not in setting:
@@ -233,22 +235,24 @@ def main() -> None:
     from sap3d.scene import root_dir
 
     if sys.argv[1:2] == ["--check_settings"]:
-        return check_settings([item for item in sys.argv[2:] if not item.startswith("--")])
+        presets = [item.partition("=")[2] for item in sys.argv[2:] if item.startswith("--preset=")]
+        return check_settings([item for item in sys.argv[2:] if not item.startswith("--")], *presets[-1:])
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--object_type", "--type", required=True, help="dataset type: a folder of dataset/data/train")
     parser.add_argument("--views", type=int, nargs="+", default=[5], metavar="N", help="numbers of photos to use (default 5)")
     parser.add_argument("--gpus", help="GPU indices such as 0,1, or cpu (default: all GPUs, or the CPU)")
     parser.add_argument("--objects", nargs="+", default=[], metavar="NAME", help="only these objects")
     parser.add_argument("--quick", action="store_true", help="fewer steps: a first look")
+    parser.add_argument("--preset", default="", help="tiny (default), full or full-11gb")
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="stage.key=value", help="settings of relpose, booth, recon or eval")
     arguments = parser.parse_args()
     if min(arguments.views) < 1:
         raise InputError(f"--views must be at least 1, got {min(arguments.views)}")
-    check_settings(arguments.settings)
+    check_settings(arguments.settings, arguments.preset)
     root, type_ = root_dir(), arguments.object_type
     devices = find_devices(arguments.gpus)
     pairs = [(name, views) for name in find_objects(type_, root, arguments.objects) for views in dict.fromkeys(arguments.views)]
-    options = [*(["--quick"] if arguments.quick else []), *arguments.settings]
+    options = [*(["--quick"] if arguments.quick else []), *([f"--preset={arguments.preset}"] if arguments.preset else []), *arguments.settings]
     jobs = []
     for index, (name, views) in enumerate(pairs, 1):
         folder = root / "results" / type_ / name / str(views)

@@ -28,12 +28,13 @@ main() {
 
 usage() {
     cat << END
-usage: sh run_pipeline.sh TYPE OBJECT VIEWS GPU [--quick] [stage.key=value ...]
+usage: sh run_pipeline.sh TYPE OBJECT VIEWS GPU [--quick] [--preset=NAME] [stage.key=value ...]
 
   TYPE OBJECT   photos in dataset/data/train/TYPE/OBJECT/images
   VIEWS         number of photos to use: the first VIEWS by name, at least 1
   GPU           index of the GPU (0), or cpu
   --quick       fewer steps: a first look
+  --preset=     tiny (default), full or full-11gb: published weights (docs/FULL_PRESET.md)
   stage.key     a setting of relpose, booth, recon or eval, such as booth.steps=100
 
        sh run_pipeline.sh --setup          only make .venv and install requirements.txt
@@ -103,7 +104,7 @@ read_arguments() {
     esac
     for argument; do
         case $argument in
-            --quick | relpose.*=* | booth.*=* | recon.*=* | eval.*=*) ;;
+            --quick | --preset=?* | relpose.*=* | booth.*=* | recon.*=* | eval.*=*) ;;
             -*) fail "unknown option '$argument'; sh run_pipeline.sh -h lists them" ;;
             *) fail "'$argument' is not a setting: write relpose.key=value, booth.key=value, recon.key=value or eval.key=value" ;;
         esac
@@ -175,7 +176,7 @@ stage() { # title, module, prefix of its settings, all options
         shift
         left=$((left - 1))
         case $argument in
-            --quick) set -- "$@" --quick ;;
+            --quick | --preset=*) set -- "$@" "$argument" ;;
             "$prefix".*) set -- "$@" "${argument#"$prefix".}" ;;
         esac
     done

@@ -12,12 +12,17 @@ from sap3d.errors import InputError
 class BoothConfig:
     model: str = ""  # folder of the base Zero-1-to-3 in diffusers' format ("": the bundled small model)
     device: str = "auto"  # auto, cpu, cuda or cuda:K
-    precision: str = "auto"  # auto, fp32, bf16 (autocast; auto takes bf16 where the hardware has it)
+    precision: str = "auto"  # auto, fp32, bf16, fp16 (autocast; auto takes bf16 where the hardware has it)
+    weights_dtype: str = "fp32"  # how the networks are kept: fp32, or as ``precision`` (half the memory; only lora and projection can be trained then)
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
+    vae_slicing: bool = False  # a learned autoencoder works on one picture at a time
+    offload: bool = False  # image encoder and learned autoencoder stay in main memory while they are idle
     seed: int = 0
 
     # Test-time training (skipped for one view: there are no pairs)
     train: bool = True  # false: novel views from the base model and the initial cameras
-    trained: str = "unet"  # unet (whole U-Net + projection, as published), attention (its attention layers + projection), projection
+    trained: str = "unet"  # unet (whole U-Net + projection, as published), attention (its attention layers + projection), lora (low-rank changes of them + projection), projection
+    lora_rank: int = 16  # of lora (arXiv 2106.09685)
     steps: int = 100  # optimiser steps for two views
     steps_per_extra_view: int = 30  # and these for each further view
     batch_size: int = 16  # photo pairs a step
@@ -41,12 +46,14 @@ class BoothConfig:
     nvs_batch_size: int = 12  # views denoised together
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
+    SECTION: ClassVar[str] = "booth"  # of a preset
     QUICK: ClassVar[tuple[str, ...]] = ("steps=30", "steps_per_extra_view=5", "batch_size=8", "nvs_steps=4")
 
 
 _CHOICES = {
-    "precision": ("auto", "fp32", "bf16"),
-    "trained": ("unet", "attention", "projection"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "weights_dtype": ("fp32", "bf16", "fp16"),
+    "trained": ("unet", "attention", "lora", "projection"),
     "regulariser": ("similar", "random", "none"),
     "condition_strategy": ("auto", "all", "nearest", "near", "random", "first"),
 }
@@ -57,7 +64,7 @@ def check_config(config: BoothConfig) -> None:
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise InputError(f"{name}={getattr(config, name)!r} is unknown: use one of {', '.join(choices)}")
-    for name in ("steps", "batch_size", "nvs_steps", "nvs_batch_size", "output_size"):
+    for name in ("steps", "batch_size", "lora_rank", "nvs_steps", "nvs_batch_size", "output_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
     for name in ("steps_per_extra_view", "regulariser_batch", "regulariser_objects", "learning_rate", "camera_learning_rate", "camera_anchor", "snr_gamma"):
@@ -65,3 +72,5 @@ def check_config(config: BoothConfig) -> None:
             raise InputError(f"{name}={getattr(config, name)} must not be negative")
     if not 0 <= config.drop_condition <= 1 / 3 or config.gradient_clip <= 0:
         raise InputError(f"drop_condition={config.drop_condition} must lie in 0 .. 1/3 and gradient_clip={config.gradient_clip} above 0")
+    if config.weights_dtype != "fp32" and (config.precision != config.weights_dtype or config.train and config.trained not in ("lora", "projection")):
+        raise InputError(f"weights_dtype={config.weights_dtype} needs precision={config.weights_dtype} and trained=lora or trained=projection: other weights are trained in fp32")

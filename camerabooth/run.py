@@ -20,7 +20,8 @@ from sap3d.images import contact_sheet, input_files, load_input_views, save_imag
 from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, read_confidence, stage_complete, write_cameras, write_json, write_text
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
-             "learning_rate", "camera_learning_rate", "camera_anchor", "trust_confident", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision")  # fmt: skip
+             "learning_rate", "camera_learning_rate", "camera_anchor", "trust_confident", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision",
+             "weights_dtype", "lora_rank")  # fmt: skip
 
 
 def main(scene: Scene, config: BoothConfig) -> Path:
@@ -80,12 +81,15 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     from camerabooth.regulariser import choose_regularisers
     from camerabooth.training import PhotoPairs, fit
     from sap3d.zero123 import load_zero123, save_personal
+    from sap3d.zero123.memory import DTYPES, check_card, prepare
     from sap3d.zero123.photos import photos_over_white
     from sap3d.zero123.personal import weights_hash
 
     device = _device(config)
-    model = load_zero123(config.model or None, device)
+    check_card(config.model or BUNDLED_ZERO123, device, "train")
+    model = load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype])
     base = weights_hash(model)
+    prepare(model, device, config.vae_slicing, config.offload, config.gradient_checkpointing)
     photos = photos_over_white(images).to(device)
     regularisers = choose_regularisers(scene, photos[:, :3], config.regulariser, config.regulariser_objects, config.seed)
     confidence = read_confidence(scene.initial_cameras)
@@ -118,11 +122,14 @@ def _changes(initial: dict, refined: dict) -> dict:
 def render(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray]) -> None:
     """The 84 views of the protocol, the condition images, a contact sheet and a video along the middle row."""
     from camerabooth.nvs import novel_views
-    from sap3d.zero123 import load_personal
+    from sap3d.zero123 import load_personal, load_zero123
+    from sap3d.zero123.memory import DTYPES, check_card, prepare
     from sap3d.zero123.photos import photos_over_white
 
     device = _device(config)
-    model = load_personal(scene.personal_dir, device, base_folder=config.model or None)
+    check_card(config.model or BUNDLED_ZERO123, device, "novel_views")
+    model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
+    prepare(model, device, config.vae_slicing, config.offload)
     cameras = read_cameras(scene.refined_cameras)
     targets = protocol_test_cameras()
     views = novel_views(model, photos_over_white(images).to(device), {name: cameras[name] for name in images}, targets, config)

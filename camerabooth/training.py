@@ -21,20 +21,23 @@ from sap3d.progress import Progress
 from sap3d.regularisers import RegulariserObject
 from sap3d.scene import atomic_path
 from sap3d.zero123 import ConditionFeatures, Zero123
+from sap3d.zero123.lora import add_lora, is_lora
 
 _CHECKPOINT_SECONDS = 20.0
 
 
 def trained_parameters(model: Zero123, choice: str) -> list[str]:
     """Names (of ``model.named_parameters()``) that test-time training changes."""
-    if choice not in ("unet", "attention", "projection"):
-        raise InputError(f"trained={choice!r} is unknown: use unet, attention or projection")
+    if choice not in ("unet", "attention", "lora", "projection"):
+        raise InputError(f"trained={choice!r} is unknown: use unet, attention, lora or projection")
     names = [name for name, _ in model.named_parameters()]
     chosen = [name for name in names if name.startswith("cc_projection.")]
     if choice == "unet":
         chosen += [name for name in names if name.startswith("unet.")]
     elif choice == "attention":
         chosen += [name for name in names if name.startswith("unet.") and ".attn" in name]
+    elif choice == "lora":
+        chosen += [name for name in names if is_lora(name)]
     return chosen
 
 
@@ -146,6 +149,8 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
     A checkpoint with another ``fingerprint`` (of settings and inputs) is not taken up.
     """
     steps = total_steps(config, data.count)
+    if config.trained == "lora":
+        add_lora(model, config.lora_rank, config.seed)
     names = trained_parameters(model, config.trained)
     parameters = dict(model.named_parameters())
     model.requires_grad_(False)
@@ -155,7 +160,8 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
          {"params": [table.delta], "lr": config.camera_learning_rate, "peak": config.camera_learning_rate}],
         weight_decay=0.0,
     )  # fmt: skip
-    start, losses, spent = _resume(checkpoint, fingerprint, parameters, names, table, optimiser, model.device)
+    scaler = torch.amp.GradScaler(model.device.type, enabled=config.precision == "fp16")  # keeps small gradients from vanishing in fp16
+    start, losses, spent = _resume(checkpoint, fingerprint, parameters, names, table, optimiser, model.device, scaler)
     began = saved = time.time()
     compute = compute_context(config.precision, model.device)
     with Progress("camerabooth training", steps, start=start) as progress:
@@ -165,9 +171,11 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
             with compute():
                 loss = _step_loss(model, table, data, config, step)
             photo_loss = float(loss["photos"].detach())
-            (loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()).backward()
+            scaler.scale(loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()).backward()
+            scaler.unscale_(optimiser)
             torch.nn.utils.clip_grad_norm_(chosen, config.gradient_clip)
-            optimiser.step()
+            scaler.step(optimiser)
+            scaler.update()
             optimiser.zero_grad(set_to_none=True)
             losses.append(photo_loss)
             progress.update(step + 1, f"loss {np.mean(losses[-20:]):.4f}")
@@ -177,7 +185,7 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
                 saved = time.time()
                 state = {
                     "fingerprint": fingerprint, "step": step + 1, "losses": losses, "seconds": spent + saved - began, "delta": table.delta.detach(),
-                    "tensors": {name: parameters[name].detach() for name in names}, "optimiser": optimiser.state_dict(),
+                    "tensors": {name: parameters[name].detach() for name in names}, "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(),
                 }  # fmt: skip
                 with atomic_path(checkpoint) as temporary:
                     torch.save(state, temporary)
@@ -185,7 +193,7 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
     return {"trained": names, "losses": losses, "resumed_seconds": spent}
 
 
-def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[str], table: CameraTable, optimiser, device):
+def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[str], table: CameraTable, optimiser, device, scaler):
     if not checkpoint.is_file():
         return 0, [], 0.0
     try:
@@ -197,6 +205,8 @@ def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[st
                 parameters[name].copy_(state["tensors"][name])
             table.delta.copy_(state["delta"])
         optimiser.load_state_dict(state["optimiser"])
+        if state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         return state["step"], list(state["losses"]), float(state["seconds"])
     except Exception as error:
         raise InputError(f"{checkpoint}: damaged checkpoint ({first_line(error)}); delete it to start this stage again") from None
@@ -253,14 +263,14 @@ def min_snr_weight(model: Zero123, t: Tensor, gamma: float) -> Tensor:
 
 
 def compute_context(precision: str, device: torch.device):
-    """A factory of contexts for forward passes: bf16 autocast and the attention kernel that is fastest on the device.
+    """A factory of contexts for forward passes: autocast to bf16 or fp16, and the attention kernel that is fastest on the device.
 
     ``auto`` takes bf16 where the hardware has matrix units for it: a CPU that has only the vector instructions (AVX-512
     without AMX) was measured to multiply it 1.7 times slower than fp32. On a CPU, PyTorch's fused attention is slow for the few
     tokens of the small model (its backward pass alone was a quarter of a training step), so plain matrix products serve.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"precision={precision!r} is unknown: use auto, fp32 or bf16")
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise InputError(f"precision={precision!r} is unknown: use auto, fp32, bf16 or fp16")
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         precision = "bf16" if fast else "fp32"
@@ -268,7 +278,7 @@ def compute_context(precision: str, device: torch.device):
     @contextmanager
     def context():
         attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        with attention, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with attention, torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"):
             yield
 
     return context

@@ -64,6 +64,7 @@ class NetworkConfig:
 class RelPoseConfig:
     """Settings of the stage (``python -m relposepp.run``)."""
 
+    SECTION: ClassVar[str] = "relpose"  # of a preset
     QUICK: ClassVar[tuple[str, ...]] = ("starts=24000", "beam=120", "candidates=200")
 
     weights: str = ""  # folder with model.safetensors and config.json; empty: the bundled tiny weights

@@ -15,9 +15,16 @@ from sap3d.errors import InputError, first_line
 Config = TypeVar("Config")
 
 
-def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """``cls()`` < the YAML file < ``key=value`` overrides. An unknown key or a wrong type raises InputError."""
+def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Sequence[str] = (), preset: str = "") -> Config:
+    """``cls()`` < the preset < the YAML file < ``key=value`` overrides. An unknown key or a wrong type raises InputError.
+
+    preset: a name of sap3d/presets, whose section ``cls.SECTION`` counts.
+    """
     merged = OmegaConf.structured(cls)
+    if preset:
+        from sap3d.presets import preset_settings
+
+        merged = _merge(merged, preset_settings(preset, getattr(cls, "SECTION", "")), f"preset {preset}", cls)
     if yaml_path is not None:
         if not Path(yaml_path).is_file():
             raise InputError(f"{yaml_path}: no such configuration file")
@@ -47,7 +54,7 @@ def _merge(base, update, source: str, cls):
 
 
 def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
-    """The command line every stage shares: --type --object --views [--config FILE] [--quick] [key=value ...].
+    """The command line every stage shares: --type --object --views [--preset NAME] [--config FILE] [--quick] [key=value ...].
 
     ``--quick`` applies the dataclass's ``QUICK`` overrides (fewer steps, for tests and first looks) under the others.
     """
@@ -57,11 +64,12 @@ def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | N
     parser.add_argument("--object", required=True, help="object: a folder of that type")
     parser.add_argument("--views", type=_whole_number, required=True, help="number of photos to use")
     parser.add_argument("--config", type=Path, help="YAML file with settings of this stage")
+    parser.add_argument("--preset", default="", help="settings under all others: tiny (the defaults), full or full-11gb (published weights, docs/FULL_PRESET.md)")
     parser.add_argument("--quick", action="store_true", help="fewer steps: a first look in a fraction of the time")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override the YAML file")
     arguments = parser.parse_args(argv)
     quick = list(getattr(cls, "QUICK", ())) if arguments.quick else []
-    return arguments, load_config(cls, arguments.config, quick + list(arguments.settings))
+    return arguments, load_config(cls, arguments.config, quick + list(arguments.settings), arguments.preset)
 
 
 def _whole_number(text: str) -> int:

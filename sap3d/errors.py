@@ -23,8 +23,22 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
         return f"{error.filename or 'an output'} cannot be written ({error.strerror}): change its permissions or choose another root with ROOT_DIR"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: lower the batch size of this stage (batch_size, nvs_batch_size or rays_per_step) or use --quick"
+        return _out_of_memory(error)
     return None
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """What was used and, where a preset of the published model was measured, what it needs."""
+    from sap3d.presets import measured_need
+
+    torch, used = sys.modules.get("torch"), ""
+    if torch is not None and type(error).__name__ == "OutOfMemoryError" and torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        used = f" on {card.name}, which has {card.total_memory / 1e9:.1f} GB ({torch.cuda.max_memory_allocated() / 1e9:.1f} GB were in use)"
+    needs = {preset: max(filter(None, (measured_need(preset, stage) for stage in ("train", "novel_views", "sds"))), default=None) for preset in ("full", "full-11gb")}
+    measured = ", ".join(f"--preset {preset} {need:.1f} GB" for preset, need in needs.items() if need)
+    known = f"; measured need of the published model: {measured}" if measured else ""
+    return f"out of memory{used}: lower batch_size, nvs_batch_size, rays or tile_rays of this stage, or use --quick{known}"
 
 
 def first_line(error: BaseException) -> str:

@@ -13,6 +13,9 @@ class ReconConfig:
     device: str = "auto"  # auto, cpu, cuda or cuda:K
     seed: int = 0
     model: str = ""  # folder of the base Zero-1-to-3 in diffusers' format ("": the bundled small model), as in stage 2
+    weights_dtype: str = "fp32"  # how its networks are kept: fp32, bf16 or fp16, as in stage 2
+    vae_slicing: bool = False  # a learned autoencoder works on one picture at a time
+    offload: bool = False  # its image encoder and learned autoencoder stay in main memory while they are idle
     cameras: str = ""  # camera file to use instead of stage 2's refined cameras (e.g. true ones, for an upper bound)
 
     # Field: a dense grid that grows. Sizes are budgets: n stands for n^3 voxels shared out over the object's own box.
@@ -85,6 +88,7 @@ class ReconConfig:
     texture_size: int = 1024
     checkpoint_seconds: float = 15.0
 
+    SECTION: ClassVar[str] = "recon"  # of a preset
     QUICK: ClassVar[tuple[str, ...]] = (
         "steps=220", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,128]", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8",
         "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_faces=20000", "texture_size=512",
@@ -107,6 +111,7 @@ def check_config(config: ReconConfig) -> None:
         ("sds_condition", ("auto", "all", "nearest", "near", "random", "first", "mean")),
         ("sds_residual", ("image", "latent")),
         ("texture", ("uv", "vertex")),
+        ("weights_dtype", ("fp32", "bf16", "fp16")),
     ):
         if getattr(config, name) not in choices:
             raise InputError(f"{name}={getattr(config, name)!r} must be one of {', '.join(choices)}")

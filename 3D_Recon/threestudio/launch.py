@@ -68,9 +68,12 @@ def _reconstruction(scene, config, photos, cameras):
     novel_views = load_novel_views(scene.nvs_dir / "preds", list(protocol_test_cameras())) if config.warm_start else None
     model = None
     if config.sds:
-        from sap3d.zero123 import load_personal
+        from sap3d.zero123 import BUNDLED, load_personal, load_zero123
+        from sap3d.zero123.memory import DTYPES, check_card, prepare
 
-        model = load_personal(scene.personal_dir, device, base_folder=Path(config.model) if config.model else None)
+        check_card(Path(config.model or BUNDLED), device, "sds")
+        model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
+        prepare(model, device, config.vae_slicing, config.offload)
         model.requires_grad_(False)
     return Reconstruction(photos, cameras, config, novel_views, model, device)
 

@@ -88,7 +88,7 @@ class Guidance:
             if config.sds_residual == "image":
                 decoded = F.interpolate(model.decode_beside(clean, guess if guess is None else guess.mean(0, keepdim=True)), image.shape[-2:], mode="area")
                 return level_weight * (image - decoded)
-        return torch.autograd.grad(latent, image, level_weight * (latent.detach() - clean))[0]
+        return torch.autograd.grad(latent, image, (level_weight * (latent.detach() - clean)).to(latent.dtype))[0]
 
     def _guess(self, camera: Camera, chosen: torch.Tensor, pose: torch.Tensor) -> torch.Tensor | None:
         """The model's first guess (B, 3, S, S) of a view, made once a camera and choice of photos; None where it makes none."""

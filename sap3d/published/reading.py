@@ -9,7 +9,6 @@ or the builtins is refused by name. Tensors are read when they are asked for, so
 from __future__ import annotations
 
 import collections
-import hashlib
 import io
 import json
 import pickle
@@ -85,14 +84,6 @@ def open_weights(path: Path) -> WeightFile:
     if start[:1] == b"\x80":
         return WeightFile(path, _old_checkpoint_entries(path))
     raise InputError(f"{path}: neither a PyTorch checkpoint nor a safetensors file; fetch it again (a download page saved in its place looks like this too)")
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 22), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------------

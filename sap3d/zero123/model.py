@@ -7,6 +7,7 @@ a folder in diffusers' format: unet/, vae/, image_encoder/, cc_projection/, sche
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
@@ -109,6 +110,7 @@ class Zero123(nn.Module):
         self.sweep, self.linear_skip, self.multiplane = sweep, linear_skip, multiplane
         self.unet, self.vae, self.image_encoder, self.cc_projection = unet, vae, image_encoder, cc_projection
         self.scheduler = scheduler
+        self.offloaded: tuple[nn.Module, ...] = ()  # parts that are kept in main memory while they are idle (sap3d/zero123/memory.py)
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone().float(), persistent=False)
         for frozen in (vae, image_encoder, multiplane):
             if frozen is not None:
@@ -137,6 +139,16 @@ class Zero123(nn.Module):
     def device(self) -> torch.device:
         return self.alphas_cumprod.device
 
+    @contextmanager
+    def awake(self, part: nn.Module, stay: bool = False):
+        """``part`` on the model's device while the block runs. stay: also afterwards, as a backward pass needs it."""
+        idle = any(part is other for other in self.offloaded)
+        if idle:
+            part.to(self.device)
+        yield
+        if idle and not stay:
+            part.to("cpu")
+
     # --- images and latents ---------------------------------------------------------------------------------------
     def encode_target(self, images: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) of target images; differentiable with respect to the images."""
@@ -144,7 +156,8 @@ class Zero123(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [0, 1] of scaled latents."""
-        images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        with self.awake(self.vae, stay=torch.is_grad_enabled() and latents.requires_grad):
+            images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def decode_beside(self, latents: Tensor, guess: Tensor | None) -> Tensor:
@@ -157,7 +170,8 @@ class Zero123(nn.Module):
     def _encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, S, S), got {tuple(images.shape)}")
-        return self.vae.encode((self._resized(images) * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
+        with self.awake(self.vae, stay=torch.is_grad_enabled() and images.requires_grad):
+            return self.vae.encode((self._resized(images) * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
 
     def _resized(self, images: Tensor) -> Tensor:
         if images.shape[-1] == self.image_size:
@@ -172,7 +186,8 @@ class Zero123(nn.Module):
         gives cross-attention the projected CLIP token; with ``tokens: patches`` the patch tokens follow it.
         """
         encoder = self.image_encoder if isinstance(self.image_encoder, AlexNetCLIPEncoder) else PixelCLIPEncoder(self.image_encoder)
-        pooled, patches = encoder(images)
+        with self.awake(self.image_encoder):
+            pooled, patches = encoder(images)
         tokens = pooled[:, None]
         if self.cc_projection.tokens == "patches":
             tokens = torch.cat([tokens, patches], dim=1)
@@ -251,8 +266,8 @@ class Zero123(nn.Module):
         if pose.ndim != 3 or pose.shape[-1] != 8 or features.tokens.shape[:2] != pose.shape[:2]:
             raise ValueError(f"poses must be (B, 8) or (B, M, 8) like their {tuple(features.tokens.shape[:2])} conditions, got {tuple(pose.shape)}")
         dtype = self.unet.dtype
-        tokens = self.cc_projection(features.tokens.to(dtype), pose).flatten(1, 2)
-        return tokens, self.condition_channels(features, pose, guess).to(dtype)
+        tokens = self.cc_projection(features.tokens.to(self.cc_projection.linear.weight.dtype), pose).flatten(1, 2)
+        return tokens.to(dtype), self.condition_channels(features, pose, guess).to(dtype)
 
     def _denoise(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor) -> Tensor:
         out = self.unet(torch.cat([noisy.to(concat.dtype), concat], dim=1), t, encoder_hidden_states=tokens).sample.to(noisy.dtype)
@@ -356,29 +371,35 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
     folder = Path(folder) if folder else BUNDLED
     index_path = folder / "model_index.json"
     if not index_path.is_file():
-        raise InputError(f"{folder}: not a Zero-1-to-3 folder (no model_index.json); give a folder in diffusers' format")
+        raise InputError(f"{folder}: not a Zero-1-to-3 folder (no model_index.json); give a folder in diffusers' format, or make one: python -m sap3d.weights convert {folder}")
     try:
         index = json.loads(index_path.read_text())
-        unet = _load(UNet2DConditionModel, folder / "unet")
-        vae = _load(_AUTOENCODERS[index["vae"]], folder / "vae")
+        if index["_class_name"] != "Zero123":
+            raise InputError(f"{folder}: a folder of another program ({index['_class_name']}); convert it first: python -m sap3d.weights convert {folder} NEW_FOLDER")
+        unet = _load(UNet2DConditionModel, folder / "unet", dtype)
+        vae = _load(_AUTOENCODERS[index["vae"]], folder / "vae", dtype)
         encoder_class = AlexNetCLIPEncoder if index["image_encoder"] == "AlexNetCLIPEncoder" else CLIPVisionModelWithProjection
-        image_encoder = _load(encoder_class, folder / "image_encoder")
+        image_encoder = _load(encoder_class, folder / "image_encoder", dtype)
         projection = CameraProjection(**json.loads((folder / "cc_projection" / "config.json").read_text()))
         projection.linear.load_state_dict(load_file(folder / "cc_projection" / _WEIGHTS))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         sweep = PlaneSweep(**index["sweep"]) if "sweep" in index else None
-        multiplane = _load(MultiplaneRenderer, folder / "multiplane") if "multiplane" in index else None
+        multiplane = _load(MultiplaneRenderer, folder / "multiplane", dtype) if "multiplane" in index else None
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
     except Exception as error:  # safetensors raises its own class for damaged files
         raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
-    return Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane).to(device, dtype).eval()
+    model = Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane).to(device, dtype).eval()
+    model.alphas_cumprod = scheduler.alphas_cumprod.float().to(device)  # the noise schedule is never rounded
+    return model
 
 
-def _load(cls, folder: Path):
+def _load(cls, folder: Path, dtype: torch.dtype):
     if any(Path(folder).glob(INT8_FILES)):
         return load_int8(cls, folder)
-    loaded = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, torch_dtype=torch.float32, local_files_only=True)
+    loaded = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, torch_dtype=dtype, local_files_only=True)
     model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from sap3d.errors import InputError, first_line
 from sap3d.scene import atomic_path
+from sap3d.zero123.lora import DOWN, add_lora
 from sap3d.zero123.model import Zero123, load_zero123
 
 FILE = "personal.safetensors"
@@ -50,7 +51,10 @@ def load_personal(folder: Path, device: str = "cpu", base: Zero123 | None = None
     except Exception as error:
         raise InputError(f"{path}: damaged personal weights ({first_line(error)}); delete the folder and run stage 2 again") from None
     if metadata.get("base") != weights_hash(model):
-        raise InputError(f"{path}: was trained from another base model; use that model or run stage 2 again")
+        raise InputError(f"{path}: was trained from another base model, or one loaded with another weights_dtype; use the same in all stages or run stage 2 again")
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(f".{DOWN}")}
+    if len(ranks) == 1:
+        add_lora(model, ranks.pop())
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
