@@ -155,12 +155,12 @@ set_up() {
 choose_device() {
     if [ "$gpu" = cpu ]; then
         export CUDA_VISIBLE_DEVICES=
-        echo "running the bundled small model on the CPU, as asked"
+        echo "running on the CPU, as asked"
         return
     fi
     export CUDA_VISIBLE_DEVICES="$gpu"
     if ! command -v nvidia-smi > /dev/null || ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-        echo "no usable GPU: running the bundled small model on the CPU"
+        echo "no usable GPU: running on the CPU"
     else
         echo "running on GPU $gpu"
     fi
