@@ -171,7 +171,8 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
             with compute():
                 loss = _step_loss(model, table, data, config, step)
             photo_loss = float(loss["photos"].detach())
-            scaler.scale(loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()).backward()
+            with attention_kernel(model.device):  # activations that were not kept are computed again by the kernel of the forward pass
+                scaler.scale(loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()).backward()
             scaler.unscale_(optimiser)
             torch.nn.utils.clip_grad_norm_(chosen, config.gradient_clip)
             scaler.step(optimiser)
@@ -277,11 +278,15 @@ def compute_context(precision: str, device: torch.device):
 
     @contextmanager
     def context():
-        attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        with attention, torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"):
+        with attention_kernel(device), torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"):
             yield
 
     return context
+
+
+def attention_kernel(device: torch.device):
+    """The context in which attention runs on a device (``compute_context`` says why)."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _schedule(step: int, steps: int) -> float:

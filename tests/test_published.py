@@ -22,7 +22,7 @@ from tests.published_files import Hostile, hostile_bytes, save_with_training_obj
 
 def state(**changes) -> dict[str, torch.Tensor]:
     """Names and shapes of the small Zero-1-to-3 checkpoint; a tensor is one number, repeated without being stored."""
-    full = {name: torch.full((1,), 0.01 * (k % 7)).expand(shape) for k, (name, shape) in enumerate(shapes("zero123").items())}
+    full = {name: torch.full((), 0.01 * (k % 7)).expand(shape) for k, (name, shape) in enumerate(shapes("zero123").items())}
     full |= {"betas": torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, "logvar": torch.zeros(1).expand(1000)}
     full |= changes
     return {name: value for name, value in full.items() if value is not None}
@@ -78,7 +78,7 @@ class Call:
 
 
 @pytest.mark.parametrize("thing", (Hostile(), Call(os.system, "touch stolen.txt"), Call(eval, "open('stolen.txt', 'w')"), Call(subprocess.Popen, ["touch", "stolen.txt"]),
-                                   Call(exec, "open('stolen.txt', 'w')"), Call(getattr, os, "system"), Call(__import__, "antigravity")), ids=lambda t: type(t).__name__)  # fmt: skip
+                                   Call(exec, "open('stolen.txt', 'w')"), Call(getattr, "os", "system"), Call(__import__, "antigravity")), ids=lambda t: type(t).__name__)  # fmt: skip
 def test_files_that_run_code_are_refused(tmp_path, monkeypatch, thing):
     monkeypatch.chdir(tmp_path)
     content = {"state_dict": state(), "callbacks": thing}

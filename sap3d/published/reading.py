@@ -8,6 +8,7 @@ or the builtins is refused by name. Tensors are read when they are asked for, so
 
 from __future__ import annotations
 
+import _compat_pickle
 import collections
 import io
 import json
@@ -166,6 +167,8 @@ class _Unpickler(pickle.Unpickler):
         self.path, self.archive = path, archive
 
     def find_class(self, module: str, name: str) -> Any:
+        # Old protocols call the standard library by its names in Python 2: __builtin__, commands, copy_reg.
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name))
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
