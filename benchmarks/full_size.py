@@ -69,7 +69,7 @@ def random_full_model(dtype: torch.dtype) -> Zero123:
     return model.eval()
 
 
-def photos(count: int = 3, size: int = 256) -> np.ndarray:
+def photos(count: int, size: int = 256) -> np.ndarray:
     """(count, size, size, 4): discs over nothing; what is on them does not matter."""
     y, x = np.mgrid[:size, :size] / size - 0.5
     image = np.stack([0.5 + x, 0.5 + y, 0.5 - x, (x * x + y * y < 0.1).astype(float)], -1).astype(np.float32)
@@ -89,7 +89,7 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def train(model: Zero123, preset: str, device: str, batch: int | None, steps: int) -> dict:
+def train(model: Zero123, preset: str, device: str, batch: int | None, steps: int, count: int) -> dict:
     """Test-time training of one object; seconds a step without the first one where there are several."""
     from camerabooth.camera_table import CameraTable
     from camerabooth.training import PhotoPairs, fit
@@ -100,16 +100,16 @@ def train(model: Zero123, preset: str, device: str, batch: int | None, steps: in
     if device == "cpu" and config.precision == "fp16":
         config = dataclasses.replace(config, precision="bf16")
     prepare(model, device, config.vae_slicing, config.offload, config.gradient_checkpointing)
-    views = torch.from_numpy(photos()).permute(0, 3, 1, 2).to(device)
+    views = torch.from_numpy(photos(count)).permute(0, 3, 1, 2).to(device)
     data = PhotoPairs(model, views, [], config.mirror)
     begin = clock(device)
-    fitted = fit(model, CameraTable({f"{k:03d}": c for k, c in enumerate(CAMERAS)}).to(device), data, config, Path("none/checkpoint.pt"))
+    fitted = fit(model, CameraTable({f"{k:03d}": c for k, c in enumerate(CAMERAS[:count])}).to(device), data, config, Path("none/checkpoint.pt"))
     trained = sum(p.numel() for n, p in model.named_parameters() if n in set(fitted["trained"]))
     return {"batch": size, "steps": steps, "seconds_a_step": (clock(device) - begin) / steps, "trained_parameters": trained, "loss": fitted["losses"][-1]}
 
 
 @torch.no_grad()
-def novel_views(model: Zero123, preset: str, device: str, batch: int | None, steps: int) -> dict:
+def novel_views(model: Zero123, preset: str, device: str, batch: int | None, steps: int, count: int) -> dict:
     """A batch of views against one view at a time with the condition encoded for each, both with ``steps`` denoising steps."""
     from camerabooth.training import compute_context
 
@@ -117,35 +117,35 @@ def novel_views(model: Zero123, preset: str, device: str, batch: int | None, ste
     precision = "bf16" if device == "cpu" else config.precision
     size = batch or config.nvs_batch_size
     prepare(model, device, config.vae_slicing, config.offload)
-    views = torch.from_numpy(photos()).permute(0, 3, 1, 2).to(device)[:, :3]
+    views = torch.from_numpy(photos(count)).permute(0, 3, 1, 2).to(device)[:, :3]
     targets = list(protocol_test_cameras().values())[:size]
     row: dict = {"batch": size, "denoising_steps_measured": steps}
     with compute_context(precision, torch.device(device))():
         begin = clock(device)
         features = model.encode_condition(views)
-        row["seconds_encoding_3_photos"] = clock(device) - begin
+        row["seconds_encoding_photos"] = clock(device) - begin
         for name, count, chosen in (("batched", size, targets), ("single", 1, targets[:1])):
             times = []
             for denoising in (steps, 2 * steps):  # the difference is the denoising alone
                 begin = clock(device)
-                sample_views(model, features, CAMERAS, chosen, denoising, config.guidance_scale, "near", count)
+                sample_views(model, features, CAMERAS[:count], chosen, denoising, config.guidance_scale, "near", count)
                 times.append(clock(device) - begin)
             row[f"seconds_denoising_step_{name}"] = (times[1] - times[0]) / steps
             row[f"seconds_decoding_{name}"] = max(2 * times[0] - times[1], 0.0)
-    every, full = row["seconds_encoding_3_photos"], config.nvs_steps
+    every, full = row["seconds_encoding_photos"], config.nvs_steps
     batched = every + -(-84 // size) * (full * row["seconds_denoising_step_batched"] + row["seconds_decoding_batched"])
-    single = 84 * (every / 3 + full * row["seconds_denoising_step_single"] + row["seconds_decoding_single"])
+    single = 84 * (every / count + full * row["seconds_denoising_step_single"] + row["seconds_decoding_single"])
     return row | {"extrapolated_seconds_84_views_batched": batched, "extrapolated_seconds_84_views_one_at_a_time": single, "ratio": single / batched}
 
 
-def sds(model: Zero123, preset: str, device: str, batch: int | None, steps: int) -> dict:
+def sds(model: Zero123, preset: str, device: str, batch: int | None, steps: int, count: int) -> dict:
     """Score distillation: the gradient at one render, from an image to an image."""
     config_module, prior = (importlib.import_module(f"3D_Recon.threestudio.{name}") for name in ("config", "prior"))
     config = dataclasses.replace(config_module.ReconConfig(), **preset_settings(preset, "recon", with_weights=False))
     prepare(model, device, config.vae_slicing, config.offload)
     model.requires_grad_(False)
-    names = [f"{k:03d}" for k in range(3)]
-    guidance = prior.Guidance(model, dict(zip(names, photos())), dict(zip(names, CAMERAS)), config)
+    names = [f"{k:03d}" for k in range(count)]
+    guidance = prior.Guidance(model, dict(zip(names, photos(count))), dict(zip(names, CAMERAS)), config)
     generator = torch.Generator().manual_seed(0)
     begin = clock(device)
     for _ in range(steps):
@@ -160,8 +160,9 @@ def one(stage: str, arguments) -> dict:
     model = random_full_model(torch.bfloat16 if device == "cpu" else dtype)
     sizes = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in CONFIGS}
     made = time.perf_counter() - began
-    row = globals()[stage](model, preset, device, arguments.batch, arguments.steps)
+    row = globals()[stage](model, preset, device, arguments.batch, arguments.steps, arguments.photos)
     cuda = device.startswith("cuda")
+    row["photos"] = arguments.photos
     row["peak_gb"] = (torch.cuda.max_memory_reserved() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9
     row |= {"preset": preset, "stage": stage, "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads", "parameters": sizes,
             "seconds_making_weights": made, "torch": torch.__version__}  # fmt: skip
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--preset", default="full")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, help="pairs or views together (default: the preset's)")
+    parser.add_argument("--photos", type=int, choices=(1, 2, 3), default=3, help="photos of the object")
     parser.add_argument("--steps", type=int, default=1, help="steps that are measured")
     parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
     parser.add_argument("--record", action="store_true", help="keep the peaks in sap3d/presets/measured.json")
@@ -184,7 +186,7 @@ def main() -> None:
     else:
         rows = []
         for stage in arguments.stage:
-            command = [sys.executable, "-m", "benchmarks.full_size", "--stage", stage, "--preset", arguments.preset, "--device", arguments.device, "--steps", str(arguments.steps)]
+            command = [sys.executable, "-m", "benchmarks.full_size", "--stage", stage, "--preset", arguments.preset, "--device", arguments.device, "--steps", str(arguments.steps), "--photos", str(arguments.photos)]
             done = subprocess.run(command + (["--batch", str(arguments.batch)] if arguments.batch else []), stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 raise SystemExit(f"{stage} ended with status {done.returncode}")

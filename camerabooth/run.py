@@ -40,7 +40,7 @@ def main(scene: Scene, config: BoothConfig) -> Path:
     training_settings = {key: settings[key] for key in _TRAINING}
     base = Path(config.model) if config.model else BUNDLED_ZERO123
     if not (base / "model_index.json").is_file():
-        raise InputError(f"model={base}: not a Zero-1-to-3 folder (no model_index.json); give a folder in diffusers' format")
+        raise InputError(f"model={base}: not a Zero-1-to-3 folder (no model_index.json); python -m sap3d.weights makes one from published weights")
     photos = input_files(scene, list(images))
     inputs = photos | {"cameras": scene.initial_cameras, "model": base}
     record = scene.personal_dir / "record.json"

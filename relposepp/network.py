@@ -309,6 +309,8 @@ def load_network(folder: Path | str | None = None, device: str = "cpu") -> RelPo
     from safetensors.torch import load_file
 
     folder = Path(folder) if folder else TINY_WEIGHTS
+    if folder.is_file():
+        raise InputError(f"{folder}: a file; published checkpoints become a folder by python -m sap3d.weights convert {folder}")
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}; give a folder with RelPose++ weights or restore the bundled ones from the repository")

@@ -47,6 +47,8 @@ def test_other_files_are_refused(checkpoint, tmp_path):
         "not finite": state | {name: state[name] * float("nan")},
         "not the blur": state | {"module.feature_extractor.feature_extractor.3.1.filt": torch.full((64, 1, 4, 4), 1 / 16)},
     }
+    with pytest.raises(InputError, match="sap3d.weights convert"):
+        load_network(checkpoint)
     for message, content in cases.items():
         torch.save({"state_dict": content}, tmp_path / "other.pth")
         with pytest.raises(InputError, match=message) as caught:
