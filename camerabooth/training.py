@@ -249,6 +249,10 @@ def diffusion_error(model: Zero123, features: ConditionFeatures, latents: Tensor
     u = torch.rand(count, generator=generator).to(device)
     keep_tokens, keep_concat = (u >= 2 * drop).float(), ((u < drop) | (u >= 3 * drop)).float()
     noisy = model.add_noise(latents, noise, t)
+    if model.cc_projection.tokens == "pooled":  # the published training drops the image's token before the pose joins it
+        without = model.conditions(features.keep(torch.zeros(len(pose), device=device)), pose, guess)[0].repeat_interleave(noises, 0)
+        tokens, concat = prepared
+        prepared, keep_tokens = (torch.where(keep_tokens[:, None, None] > 0, tokens, without), concat), None
     out = model.predict_prepared(noisy, t, *prepared, keep_tokens, keep_concat)
     error = (out.float() - model.training_target(latents, noise, t)).square().mean((1, 2, 3))
     return error * min_snr_weight(model, t, snr_gamma)
