@@ -209,7 +209,7 @@ def test_the_choice_of_trained_tensors_reaches_the_optimiser(tmp_path, choice):
 
 
 def test_unknown_choice_is_refused():
-    with pytest.raises(InputError, match="unet, attention or projection"):
+    with pytest.raises(InputError, match="unet, attention, lora or projection"):
         trained_parameters(tiny_random_model(0), "all")
 
 
