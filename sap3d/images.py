@@ -22,9 +22,9 @@ def load_rgba(path: Path, mask_path: Path | None = None) -> np.ndarray:
     Raises InputError for a missing or unreadable file, an image without any alpha and mask, and an empty object.
     """
     path = Path(path)
-    image = _open(path)
+    image = open_image(path)
     if mask_path is not None and mask_path.is_file():
-        mask = _open(mask_path).convert("L")
+        mask = open_image(mask_path).convert("L")
         if mask.size != image.size:
             raise InputError(f"{mask_path}: mask is {mask.size} but {path.name} is {image.size}; make them the same size")
         image = image.convert("RGB")
@@ -40,7 +40,8 @@ def load_rgba(path: Path, mask_path: Path | None = None) -> np.ndarray:
     return rgba
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """A decoded picture with its metadata; raises InputError for what is missing, no image, damaged or too large."""
     if not path.is_file():
         raise InputError(f"{path}: no such image file")
     try:
@@ -136,7 +137,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
 
 def load_rgb(path: Path) -> np.ndarray:
     """An opaque image, or an RGBA image over white, as float32 (H, W, 3)."""
-    image = _open(Path(path))
+    image = open_image(Path(path))
     if "A" in image.getbands() or "transparency" in image.info:
         return composite_white(np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0)
     return np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0

@@ -1,0 +1,302 @@
+"""Import your own photos: background removal, checks, square crops, a preview.
+
+    python -m dataset.photos FOLDER --type MINE --name my_toy [--model u2net.onnx] [--size 512]
+
+FOLDER holds JPEG, PNG, WebP or HEIC pictures of one object, of any size, used in the order of their names. Where a picture has
+transparency, or masks/<name>.png lies in FOLDER or beside it, that is kept; otherwise the background is removed offline by the
+bundled u2netp, or by a better network that you have. Writes, all or nothing,
+
+    dataset/data/train/<TYPE>/<NAME>/images/000.png ..   RGBA, square, the object in the middle
+                                    /photos.json         what each was made from, field of view, warnings
+                                    /preview.png         a sheet to look at before the pipeline is run
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from dataset.background import Segmenter, object_box, problems
+from sap3d.cameras import FOV_RAD
+from sap3d.errors import InputError, cli, first_line
+from sap3d.images import SUFFIXES, open_image
+from sap3d.scene import atomic_dir, check_name, file_hash, read_json, root_dir, write_json
+
+HEIC = (".heic", ".heif")
+MAX_PHOTOS = 64
+FILL = 0.8  # longer side of the largest object's box over the side of the crops: what the protocol's cameras show
+WORK_SIZE = 2048  # pictures are scaled down to this longer side first; crops are seldom finer
+FILM_DIAGONAL_MM = 43.27  # of 36 x 24 mm film, to which EXIF's "focal length in 35 mm film" refers
+FORMAT = 1
+
+
+@dataclass
+class Photo:
+    """One picture with its mask: ``rgb`` (H, W, 3) and ``alpha`` (H, W) in [0, 1], upright."""
+
+    path: Path
+    rgb: np.ndarray
+    alpha: np.ndarray
+    mask_from: str  # alpha, the mask's file name, or the network's file name
+    focal_px: float | None  # from EXIF, at this resolution
+    warnings: list[str]
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        return object_box(self.alpha)
+
+    @property
+    def unit_px(self) -> float:
+        """Length that sizes in different pictures are compared by: the focal length, or the diagonal when it is unknown."""
+        return self.focal_px or float(np.hypot(*self.alpha.shape))
+
+
+# --- reading ------------------------------------------------------------------------------------------------------------
+def find_photos(folder: Path) -> list[Path]:
+    """The pictures in ``folder`` (or its ``images``) by name, numbers in names counted; raises InputError when there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder that holds the photos")
+    folder = folder / "images" if (folder / "images").is_dir() else folder
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in (*SUFFIXES, *HEIC) and p.is_file() and not p.name.startswith(".")]
+    if not paths:
+        raise InputError(f"{folder}: holds no photos; JPEG, PNG, WebP and HEIC are read")
+    if len(paths) > MAX_PHOTOS:
+        raise InputError(f"{folder}: holds {len(paths)} photos, at most {MAX_PHOTOS} are read; 3 to 8 from all sides are enough")
+    return sorted(paths, key=lambda p: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", p.name)])
+
+
+def find_mask(photo: Path) -> Path | None:
+    for folder in (photo.parent / "masks", photo.parent.parent / "masks"):
+        if (folder / f"{photo.stem}.png").is_file():
+            return folder / f"{photo.stem}.png"
+    return None
+
+
+def open_photo(path: Path) -> Image.Image:
+    """A picture with its EXIF data, not turned yet; HEIC needs pillow-heif."""
+    if path.suffix.lower() in HEIC:
+        try:
+            import pillow_heif
+        except ImportError:
+            raise InputError(f"{path}: HEIC needs pillow-heif: python -m pip install -r requirements-photos.txt, or save the photo as JPEG") from None
+        pillow_heif.register_heif_opener()
+    return open_image(path)
+
+
+def focal_px(image: Image.Image) -> float | None:
+    """Focal length in pixels from EXIF's 35 mm equivalent; None when there is none or it is absurd."""
+    value = image.getexif().get_ifd(0x8769).get(41989)  # FocalLengthIn35mmFilm
+    try:
+        return float(value) / FILM_DIAGONAL_MM * float(np.hypot(*image.size)) if 5 <= float(value) <= 1500 else None
+    except (TypeError, ValueError):
+        return None
+
+
+def read_photo(path: Path, segmenter) -> Photo:
+    """Open, turn upright, scale down, separate from the background and check. ``segmenter()`` gives the network when it is needed."""
+    image = open_photo(path)
+    focal = focal_px(image)
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged EXIF: Pillow has no one error for it
+        raise InputError(f"{path}: its EXIF data is damaged ({first_line(error)}); save it anew without metadata") from None
+    if min(upright.size) < 32:
+        raise InputError(f"{path}: {upright.width} x {upright.height} pixels are too few; give a photo of at least 256 x 256")
+    mask_path, alpha, agreement = find_mask(path), None, 1.0
+    if mask_path is not None:
+        mask = open_image(mask_path)
+        if mask.size == upright.size:
+            mask = ImageOps.exif_transpose(mask)
+        elif mask.size == image.size and image.getexif().get(0x0112, 1) in (3, 6, 8):  # made from the photo as it is stored
+            mask = mask.transpose({3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}[image.getexif()[0x0112]])
+        if mask.size != upright.size:
+            raise InputError(f"{mask_path}: mask is {mask.size} but {path.name} is {upright.size}; make them the same size")
+        alpha, mask_from = mask.convert("L"), mask_path.name
+    elif "A" in upright.getbands() or "transparency" in upright.info:
+        channel = upright.convert("RGBA").getchannel("A")
+        if channel.getextrema()[0] < 128:  # an alpha channel that hides nothing says nothing about the object
+            alpha, mask_from = channel, "alpha"
+    scale = min(1.0, WORK_SIZE / max(upright.size))
+    size = tuple(max(1, round(side * scale)) for side in upright.size)
+    rgb = np.asarray(_rgb(upright).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0), np.float32) / 255
+    if alpha is not None:
+        alpha = np.asarray(alpha.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST), np.float32) / 255
+    else:
+        network = segmenter()
+        alpha, agreement = network.alpha(rgb)
+        mask_from = network.path.name
+    warnings = problems(alpha)
+    if object_box(alpha) is None:
+        raise InputError(f"{path}: no object was found in it; remove the photo, or give masks/{path.stem}.png")
+    if agreement < 0.8:
+        warnings.append(f"two looks at it agree by {agreement:.0%} only: a part may be missing, or background taken in")
+    return Photo(path, rgb, alpha, mask_from, focal and focal * scale, warnings)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip instead of scaling
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+# --- cropping -----------------------------------------------------------------------------------------------------------
+def crop_sides(photos: list[Photo], each: bool) -> list[float]:
+    """Side of every photo's crop in pixels. ``each``: every object fills its crop; otherwise all crops have one angle of view.
+
+    One angle of view keeps what the sizes of the object tell: an elongated one is narrow from its end. It is right when the
+    photos were taken from about the same distance.
+    """
+    longest = [max(b - t, r - l) for t, b, l, r in (p.box for p in photos)]
+    if each:
+        return [side / FILL for side in longest]
+    angle = max(side / p.unit_px for side, p in zip(longest, photos)) / FILL
+    return [angle * p.unit_px for p in photos]
+
+
+def crop(photo: Photo, side: float, size: int) -> np.ndarray:
+    """RGBA uint8 (size, size, 4): the square of ``side`` pixels around the middle of the object's box, transparent outside the photo."""
+    top, bottom, left, right = photo.box
+    row, column = (top + bottom) / 2, (left + right) / 2
+    box = (column - side / 2, row - side / 2, column + side / 2, row + side / 2)
+    pad = int(np.ceil(max(0, -box[0], -box[1], box[2] - photo.rgb.shape[1], box[3] - photo.rgb.shape[0]))) + 1
+    premultiplied = np.pad(np.concatenate([photo.rgb * photo.alpha[..., None], photo.alpha[..., None]], -1), ((pad, pad), (pad, pad), (0, 0)))
+    moved = tuple(value + pad for value in box)
+    planes = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(premultiplied[..., c])).resize((size, size), Image.Resampling.BICUBIC, box=moved)).clip(0, 1)
+        for c in range(4)
+    ]
+    rgb = np.stack(planes[:3], -1) / np.maximum(planes[3][..., None], 1e-4)
+    return (np.concatenate([rgb.clip(0, 1), planes[3][..., None]], -1) * 255 + 0.5).astype(np.uint8)
+
+
+def set_warnings(photos: list[Photo]) -> list[str]:
+    """What looks wrong with the photos as a set, in words."""
+    found = []
+    heights = {p.path.name: (p.box[1] - p.box[0]) / p.unit_px for p in photos}
+    small, large = min(heights, key=heights.get), max(heights, key=heights.get)
+    if heights[large] > 1.7 * heights[small]:
+        found.append(
+            f"the object is {heights[large] / heights[small]:.1f} times as high in {large} as in {small}: were they taken from different "
+            "distances or heights, or is a mask wrong? --crop each lets it fill every picture"
+        )
+    if any(p.focal_px for p in photos) and not all(p.focal_px for p in photos):
+        found.append("only some photos tell their focal length: sizes are compared by the pictures' diagonals there")
+    if len(photos) < 3:
+        found.append("with fewer than three photos the cameras are often wrong and sides are guessed; four to eight from all around are better")
+    return found
+
+
+def preview(photos: list[Photo], crops: list[np.ndarray], tile: int = 220) -> Image.Image:
+    """A sheet: every photo with the object's outline above its crop over white, and its warnings in orange."""
+    sheet = Image.new("RGB", (len(photos) * (tile + 8) + 8, 2 * tile + 70), (250, 250, 248))
+    draw = ImageDraw.Draw(sheet)
+    for k, (photo, cut) in enumerate(zip(photos, crops)):
+        left = 8 + k * (tile + 8)
+        picture = Image.fromarray((photo.rgb * 255).astype(np.uint8))
+        mask = Image.fromarray(((photo.alpha > 0.5) * 255).astype(np.uint8))
+        picture.thumbnail((tile, tile))
+        mask = mask.resize(picture.size)
+        edge = Image.eval(mask.filter(ImageFilter.FIND_EDGES).filter(ImageFilter.MaxFilter(3)), lambda v: 255 if v > 64 else 0)
+        picture.paste((255, 60, 160), mask=edge)
+        sheet.paste(picture, (left + (tile - picture.width) // 2, 26 + (tile - picture.height) // 2))
+        rgba = Image.fromarray(cut).resize((tile, tile), Image.Resampling.BOX if cut.shape[0] > tile else Image.Resampling.BICUBIC)
+        sheet.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), (left, 34 + tile))
+        draw.text((left, 8), f"{k:03d}  {photo.path.name[:28]}", fill=(60, 60, 60))
+        for line, warning in enumerate(photo.warnings[:2]):
+            draw.text((left, 40 + 2 * tile + 12 * line), f"! {warning[:36]}", fill=(200, 80, 0))
+    return sheet
+
+
+# --- the import ---------------------------------------------------------------------------------------------------------
+def import_photos(folder: Path, type_: str, name: str, root: Path, model: Path | None = None, size: int = 512, crops: str = "common", report=print) -> Path:
+    """Import one object; the folder that was written. ``report`` takes lines of progress.
+
+    Raises InputError for a folder without usable photos, and for an object of that name that was not made here.
+    """
+    check_name(type_, "dataset type")
+    check_name(name, "object name")
+    target = root / "dataset" / "data" / "train" / type_ / name
+    if target.exists() and not (target / "photos.json").is_file():
+        raise InputError(f"{target}: was not made from photos by this program and is not replaced; choose another --type or --name")
+    paths = find_photos(Path(folder))
+    masks = {str(path): find_mask(path) for path in paths}
+    settings = {"size": size, "crop": crops, "model": file_hash(model) if model else "u2netp"}
+    inputs = [{"file": p.name, "sha256": file_hash(p), "mask": masks[str(p)] and file_hash(masks[str(p)])} for p in paths]
+    record = read_json(target / "photos.json") or {}
+    if record.get("settings") == settings and record.get("inputs") == inputs and (target / "preview.png").is_file():
+        report(f"{target}: these photos were imported already")
+        return target
+    seen: dict[str, str] = {}
+    for entry in inputs:
+        if entry["sha256"] in seen:
+            raise InputError(f"{folder}: {seen[entry['sha256']]} and {entry['file']} are the same picture; remove one of them")
+        seen[entry["sha256"]] = entry["file"]
+    network: list[Segmenter] = []
+
+    def segmenter() -> Segmenter:
+        if not network:
+            network.append(Segmenter(model))
+        return network[0]
+
+    photos = []
+    for k, path in enumerate(paths):
+        photos.append(read_photo(path, segmenter))
+        report(f"[photos] {k + 1}/{len(paths)}  {path.name}: object from {photos[-1].mask_from}")
+        for warning in photos[-1].warnings:
+            report(f"warning: {path.name}: {warning}")
+    sides = crop_sides(photos, crops == "each")
+    cuts = [crop(photo, side, size) for photo, side in zip(photos, sides)]
+    notes = set_warnings(photos)
+    views = {
+        f"{k:03d}": {
+            "file": p.path.name,
+            "mask": p.mask_from,
+            "crop_px": round(side, 1),
+            "fov_deg": p.focal_px and round(float(np.rad2deg(2 * np.arctan(side / 2 / p.focal_px))), 2),  # of the crop, as if looked at straight
+            "warnings": p.warnings,
+        }
+        for k, (p, side) in enumerate(zip(photos, sides))
+    }
+    narrow = [v["fov_deg"] for v in views.values() if v["fov_deg"]]
+    if narrow and abs(np.log(np.median(narrow) / np.rad2deg(FOV_RAD))) > np.log(1.4):
+        notes.append(
+            f"the object is seen under {np.median(narrow):.0f} degrees and the pipeline takes its cameras to have {np.rad2deg(FOV_RAD):.0f}: "
+            "depth may be exaggerated; photos from nearer by, without zoom, fit better"
+        )
+    for note in notes:
+        report(f"warning: {note}")
+    with atomic_dir(target) as new:
+        (new / "images").mkdir()
+        for view, cut in zip(views, cuts):
+            Image.fromarray(cut).save(new / "images" / f"{view}.png")
+        preview(photos, cuts).save(new / "preview.png")
+        write_json(new / "photos.json", {"format": FORMAT, "settings": settings, "inputs": inputs, "views": views, "warnings": notes})
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dataset.photos", description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="the photos: JPEG, PNG, WebP or HEIC; masks/<name>.png in it or beside it are used")
+    parser.add_argument("--type", required=True, help="dataset type: the folder below dataset/data/train")
+    parser.add_argument("--name", required=True, help="object name")
+    parser.add_argument("--model", type=Path, help="ONNX file of another network (u2net, isnet-general-use, birefnet); default: the bundled u2netp")
+    parser.add_argument("--size", type=int, default=512, help="side of the crops in pixels (default 512)")
+    parser.add_argument("--crop", choices=("common", "each"), default="common", help="one angle of view for all (default), or every object fills its crop")
+    parser.add_argument("--root", type=Path, help="write below this folder (default: ROOT_DIR or the repository)")
+    args = parser.parse_args()
+    if not 64 <= args.size <= 2048:
+        raise InputError(f"--size must be 64 to 2048, got {args.size}")
+    target = import_photos(args.folder, args.type, args.name, (args.root or root_dir()).resolve(), args.model, args.size, args.crop)
+    count = len(list((target / "images").iterdir()))
+    print(f"{count} photos in {target / 'images'}\nlook at   {target / 'preview.png'}\nthen run  sh run_pipeline.sh {args.type} {args.name} {min(count, 5)} 0")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,250 @@
+"""Photo import: EXIF, masks, crops, warnings, refusals; and the bundled network on a picture, where onnxruntime is installed."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset import photos
+from dataset.background import clean, problems, square_around
+from sap3d.errors import InputError
+from sap3d.images import load_input_views
+from sap3d.scene import REPOSITORY, Scene, file_hash
+
+
+def picture(k=0, width=240, height=160, centre=(120, 80), radii=(40, 25)):
+    """RGBA uint8: an ellipse with a dark left half on a noisy background."""
+    y, x = np.mgrid[:height, :width]
+    inside = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 < 1
+    rgb = np.random.default_rng(k).integers(90, 130, (height, width, 3)).astype(np.uint8)
+    rgb[inside] = (220, 60 + 20 * k, 40)
+    rgb[inside & (x < centre[0])] = (30, 20, 90)
+    return np.dstack([rgb, inside * np.uint8(255)])
+
+
+def save(folder, k=0, mask=True, exif=None, suffix=".jpg", name=None, **where):
+    rgba = picture(k, **where)
+    name = name or f"IMG_{k}"
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgba[..., :3]).save(folder / f"{name}{suffix}", quality=95, **({"exif": exif} if exif is not None else {}))
+    if mask:
+        Image.fromarray(rgba[..., 3]).save(folder / "masks" / f"{name}.png")
+    return folder
+
+
+def import_(folder, root, **options):
+    lines = []
+    target = photos.import_photos(folder, "MINE", "toy", root, report=lines.append, **options)
+    return target, json.loads((target / "photos.json").read_text()), lines
+
+
+def box_of(path):
+    alpha = np.asarray(Image.open(path))[..., 3] > 127
+    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+
+
+def test_photos_with_masks_become_views_that_the_stages_load(tmp_path):
+    for k in range(3):
+        save(tmp_path / "in", k, centre=(60 + 50 * k, 50 + 20 * k))
+    target, record, _ = import_(tmp_path / "in", tmp_path / "root", size=128)
+    views = load_input_views(Scene("MINE", "toy", 3, tmp_path / "root"))
+    assert list(views) == ["000", "001", "002"] and all(v.shape == (128, 128, 4) for v in views.values())
+    for name in views:
+        top, bottom, left, right = box_of(target / "images" / f"{name}.png")
+        assert abs(top + bottom - 128) <= 3 and abs(left + right - 128) <= 3  # in the middle
+        assert abs((right - left) / 128 - photos.FILL) < 0.03 and abs((bottom - top) / (right - left) - 25 / 40) < 0.05  # not stretched
+    assert views["001"][64, 40, 2] > views["001"][64, 40, 0] and views["001"][64, 90, 0] > views["001"][64, 90, 2]  # left is left
+    assert [v["file"] for v in record["views"].values()] == ["IMG_0.jpg", "IMG_1.jpg", "IMG_2.jpg"]
+    assert Image.open(target / "preview.png").width > 3 * 200
+
+
+@pytest.mark.parametrize("orientation, stored", [(1, None), (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)])
+def test_exif_orientation_is_undone_for_photo_and_mask(tmp_path, orientation, stored):
+    rgba = Image.fromarray(picture())
+    as_stored = rgba.transpose(stored) if stored is not None else rgba
+    (tmp_path / "in" / "masks").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    as_stored.convert("RGB").save(tmp_path / "in" / "a.jpg", exif=exif, quality=95)
+    as_stored.getchannel("A").save(tmp_path / "in" / "masks" / "a.png")  # a mask made by a program that ignores EXIF
+    photo = photos.read_photo(tmp_path / "in" / "a.jpg", None)
+    assert photo.rgb.shape == (160, 240, 3)
+    if orientation in (6, 8):
+        assert np.abs(photo.alpha - picture()[..., 3] / 255).max() < 0.01
+    assert np.abs(photo.rgb - picture()[..., :3] / 255).mean() < 0.05
+
+
+def test_field_of_view_from_exif(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[41989] = 27
+    _, record, lines = import_(save(tmp_path / "in", exif=exif), tmp_path / "root", size=64)
+    focal = 27 / 43.27 * np.hypot(240, 160)
+    assert record["views"]["000"]["fov_deg"] == pytest.approx(np.rad2deg(2 * np.arctan(80 / photos.FILL / 2 / focal)), abs=0.5)
+    assert any("degrees and the pipeline takes" in line for line in lines)
+
+
+def test_no_focal_length_is_no_error(tmp_path):
+    for value in (None, 0, 65535):
+        exif = Image.Exif()
+        if value is not None:
+            exif.get_ifd(0x8769)[41989] = value
+        image = Image.new("RGB", (8, 6))
+        image.info["exif"] = exif.tobytes()
+        assert photos.focal_px(image) is None
+
+
+def test_common_crop_keeps_proportions_and_each_fills(tmp_path):
+    save(tmp_path / "in", 0, radii=(60, 30))
+    save(tmp_path / "in", 1, radii=(30, 30))  # the same object from its end
+    target, *_ = import_(tmp_path / "in", tmp_path / "root", size=128)
+    heights = [np.subtract(*box_of(target / "images" / f"00{k}.png")[1::-1]) for k in (0, 1)]
+    assert abs(heights[0] - heights[1]) <= 2
+    target, *_ = import_(tmp_path / "in", tmp_path / "root", size=128, crops="each")
+    assert abs(np.subtract(*box_of(target / "images" / "001.png")[1::-1]) / 128 - photos.FILL) < 0.03
+
+
+def test_transparency_is_kept_and_an_opaque_alpha_is_none(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "in" / "a.png")
+    assert photos.read_photo(tmp_path / "in" / "a.png", None).mask_from == "alpha"
+    Image.fromarray(picture()).convert("RGB").convert("RGBA").save(tmp_path / "in" / "a.png")
+
+    class Asked(Exception):
+        pass
+
+    def segmenter():
+        raise Asked
+
+    with pytest.raises(Asked):
+        photos.read_photo(tmp_path / "in" / "a.png", segmenter)
+
+
+def test_names_are_sorted_by_their_numbers(tmp_path):
+    for name in ("IMG_10.jpg", "IMG_9.JPG", "IMG_2.png", "b.webp"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    assert [p.name for p in photos.find_photos(tmp_path)] == ["IMG_2.png", "IMG_9.JPG", "IMG_10.jpg", "b.webp"]
+
+
+def test_sixteen_bit_pictures_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "a.png")
+    assert np.asarray(photos._rgb(Image.open(tmp_path / "a.png")))[0, 0, 0] == 127
+
+
+def test_warnings():
+    disc = picture(width=480, height=320, centre=(240, 160), radii=(80, 50))[..., 3] / 255.0
+    assert problems(disc) == []
+    assert "cut off at the left" in problems(picture(centre=(10, 80))[..., 3] / 255.0)[0]
+    assert "takes only" in problems(picture(radii=(8, 8))[..., 3] / 255.0)[0]
+    assert "background part" in problems(np.ones((50, 50)))[0]
+    assert problems(np.zeros((50, 50))) == ["no object was found"]
+    two = np.maximum(picture(centre=(60, 80))[..., 3], picture(centre=(180, 80))[..., 3]) / 255.0
+    assert any("2 parts" in line for line in problems(two))
+    assert any("uncertain" in line for line in problems(np.where(disc > 0, 0.6, 0)))
+
+
+def test_clean_removes_specks_and_keeps_large_parts():
+    alpha = picture(centre=(60, 80))[..., 3] / 255.0
+    alpha[5:8, 200:203] = 1
+    second = alpha.copy()
+    second[60:90, 150:200] = 1
+    assert clean(alpha)[6, 201] == 0 and clean(alpha)[80, 60] == 1
+    assert clean(second)[75, 175] == 1 and clean(second)[6, 201] == 0
+
+
+def test_square_stays_inside():
+    assert square_around((10, 20, 0, 4), 2.0, (24, 100)) == (5, 24, 0, 12)
+
+
+def test_sizes_that_differ_are_named(tmp_path):
+    save(tmp_path / "in", 0, radii=(30, 50), width=400, height=160)
+    save(tmp_path / "in", 1, radii=(30, 20), width=400, height=160)
+    _, record, lines = import_(tmp_path / "in", tmp_path / "root", size=64)
+    assert any("times as high in IMG_0.jpg as in IMG_1.jpg" in line for line in record["warnings"])
+    assert any("fewer than three" in line for line in lines)
+
+
+def test_the_same_photos_again_are_skipped_and_others_replace_them(tmp_path):
+    target, *_ = import_(save(tmp_path / "in"), tmp_path / "root", size=64)
+    before = (target / "photos.json").stat().st_mtime_ns
+    _, _, lines = import_(tmp_path / "in", tmp_path / "root", size=64)
+    assert (target / "photos.json").stat().st_mtime_ns == before and "already" in lines[0]
+    import_(save(tmp_path / "in", 1), tmp_path / "root", size=64)
+    assert len(list((target / "images").iterdir())) == 2
+
+
+def test_refusals(tmp_path):
+    root, folder = tmp_path / "root", tmp_path / "in"
+    with pytest.raises(InputError, match="no such folder"):
+        import_(folder, root)
+    folder.mkdir()
+    with pytest.raises(InputError, match="holds no photos"):
+        import_(folder, root)
+    save(folder)
+    with pytest.raises(InputError, match="plain name"):
+        photos.import_photos(folder, "..", "toy", root)
+    (folder / "IMG_1.jpg").write_bytes((folder / "IMG_0.jpg").read_bytes())
+    with pytest.raises(InputError, match="IMG_0.jpg and IMG_1.jpg are the same picture"):
+        import_(folder, root)
+    (folder / "IMG_1.jpg").write_bytes(b"\xff\xd8\xff nonsense")
+    with pytest.raises(InputError, match="IMG_1.jpg"):
+        import_(folder, root)
+    (folder / "IMG_1.jpg").unlink()
+    Image.new("L", (7, 7)).save(folder / "masks" / "IMG_0.png")
+    with pytest.raises(InputError, match="IMG_0.png: mask is"):
+        import_(folder, root)
+    Image.new("L", (240, 160)).save(folder / "masks" / "IMG_0.png")
+    with pytest.raises(InputError, match="no object was found"):
+        import_(folder, root)
+    assert not (root / "dataset").exists() or not list((root / "dataset").rglob("*.png"))  # nothing half done
+
+
+def test_an_object_made_otherwise_is_not_replaced(tmp_path):
+    mine = tmp_path / "root" / "dataset" / "data" / "train" / "MINE" / "toy" / "images"
+    mine.mkdir(parents=True)
+    (mine / "000.png").write_bytes(b"precious")
+    with pytest.raises(InputError, match="is not replaced"):
+        import_(save(tmp_path / "in"), tmp_path / "root")
+    assert (mine / "000.png").read_bytes() == b"precious"
+
+
+def test_command_line_says_what_to_do_next(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "dataset.photos", str(save(tmp_path / "in")), "--type", "MINE", "--name", "toy", "--size", "64", "--root", str(tmp_path / "root")],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "sh run_pipeline.sh MINE toy 1 0" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, "-m", "dataset.photos", "nowhere", "--type", "MINE", "--name", "toy"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+
+
+def test_the_bundled_network_finds_the_object(tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: requirements-photos.txt")
+    from dataset.background import U2NETP, U2NETP_SHA256, Segmenter
+
+    assert file_hash(U2NETP) == U2NETP_SHA256
+    rgba = picture(width=320, height=240, centre=(200, 110), radii=(60, 45))
+    alpha, agreement = Segmenter().alpha(rgba[..., :3] / np.float32(255))
+    true = rgba[..., 3] > 0
+    assert ((alpha > 0.5) & true).sum() / ((alpha > 0.5) | true).sum() > 0.9 and agreement > 0.8
+    (tmp_path / "bad.onnx").write_bytes(b"not a network")
+    with pytest.raises(InputError, match="bad.onnx: onnxruntime cannot load it"):
+        Segmenter(tmp_path / "bad.onnx")
+
+
+def test_heic(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: requirements-photos.txt")
+    heif.register_heif_opener()
+    image = Image.fromarray(picture()[..., :3])
+    try:
+        image.save(tmp_path / "a.heic", quality=95)
+    except Exception as error:
+        pytest.skip(f"this build of libheif cannot write HEIC: {error}")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(picture()[..., 3]).save(tmp_path / "masks" / "a.png")
+    photo = photos.read_photo(photos.find_photos(tmp_path)[0], None)
+    assert np.abs(photo.rgb - picture()[..., :3] / 255).mean() < 0.05
