@@ -1,8 +1,11 @@
 """Evaluation, report and suite on a small scene whose true answers are known."""
 
 import argparse
+import base64
 import csv
+import html
 import json
+import re
 import shutil
 import textwrap
 
@@ -212,7 +215,36 @@ def test_report_collects_everything(scene):
     row = next(csv.DictReader((scene.root / "results" / "summary.csv").open()))
     assert row["object"] == "car" and float(row["2d_psnr_mean"]) == 100 and float(row["corrected.3d.psnr"]) == 100 and "seconds.3D_Recon" in row
     page = (scene.root / "results" / "index.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 2 and 'src="/' not in page and "http" not in page
+    photos, views, renders = 3, 12, 12
+    assert page.count("data:image/jpeg;base64,") == photos + views + renders + 2
+    text = re.sub(r"base64,[A-Za-z0-9+/=]+|<script type=.text/plain.*?</script>", "", page, flags=re.S)
+    assert len(text) < 60_000 and not re.search(r"https?:|//[a-z]|src=[\"']?/|@import|url\(", re.sub(r"// .*", "", text))  # nothing is fetched
+
+
+def test_report_embeds_mesh_cameras_and_turntable(scene):
+    evaluate.main(scene, SMALL)
+    scene.mesh_dir.mkdir(parents=True, exist_ok=True)
+    (scene.mesh_dir / "model.glb").write_bytes(b"glTF of a mesh")
+    (scene.nerf_dir / "save" / "turntable.mp4").write_bytes(b"a video")
+    report.write_report(scene.root)
+    page = (scene.root / "results" / "index.html").read_text()
+    assert base64.b64encode(b"glTF of a mesh").decode() in page and base64.b64encode(b"a video").decode() in page
+    cameras = json.loads(html.unescape(re.search('data-cameras="(.*?)"', page)[1]))
+    assert [c["name"] for c in cameras] == list(INPUTS)
+    for camera, true in zip(cameras, INPUTS.values()):
+        centre, right, up = (np.array(camera[key]) for key in ("centre", "right", "up"))
+        assert np.allclose(np.cross(right, up), centre / np.linalg.norm(centre), atol=1e-4)  # it looks at the origin, and is not mirrored
+        assert np.linalg.norm(centre) == pytest.approx(true.radius, abs=0.2) and np.rad2deg(np.arcsin(centre[2] / np.linalg.norm(centre))) == pytest.approx(true.elevation_deg, abs=15)
+
+
+def test_report_escapes_what_others_wrote(scene):
+    evaluate.main(scene, SMALL)
+    path = scene.results_dir / "results.json"
+    found = json.loads(path.read_text())
+    found[0]["notes"] = ["<script>alert(1)</script>"]
+    path.write_text(json.dumps(found))
+    report.write_report(scene.root)
+    assert "<script>alert" not in (scene.root / "results" / "index.html").read_text()
 
 
 def test_report_says_when_there_is_nothing(tmp_path):
