@@ -70,7 +70,7 @@ def _table(mesh: RenderMesh, generator: np.random.Generator, size: int = 1536) -
     shade[np.abs(y * 7 - np.round(y * 7)) < 0.008] *= 0.72
     points = mesh.vertices[mesh.vertices[:, 2] < mesh.vertices[:, 2].min() + 0.5]
     ground, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=size // 8, range=[[-TABLE, TABLE]] * 2)
-    dark = ndimage.gaussian_filter((ndimage.binary_closing(ground > 0, iterations=4)).astype(float), 3.5)
+    dark = ndimage.gaussian_filter((ndimage.binary_closing(ground > 0, iterations=4)).astype(float), 3.5)[::-1]  # row 0 is the far end
     shade *= 1 - 0.55 * np.clip(ndimage.zoom(dark, 8, order=1), 0, 1)
     rgb = np.clip(shade[..., None] * np.array([176, 128, 84]), 0, 255).astype(np.uint8)
     return np.concatenate([rgb, np.full((size, size, 1), 255, np.uint8)], -1)
@@ -99,7 +99,7 @@ def snapshots(mesh_path: Path, out: Path, count: int = 5) -> None:
     fov = 2 * np.arctan(FILM_DIAGONAL_MM * WIDTH / np.hypot(WIDTH, HEIGHT) / 2 / FOCAL_35MM)  # across the longer side
     with atomic_dir(out) as folder:
         for k in range(count):
-            camera = Camera.from_degrees(float(generator.uniform(12, 35)), AZIMUTHS_DEG[k] + float(generator.normal(0, 6)), float(generator.normal(1.6, 0.04)))
+            camera = Camera.from_degrees(float(generator.uniform(12, 35)), AZIMUTHS_DEG[k] + float(generator.normal(0, 6)), float(generator.normal(1.75, 0.04)))
             image = renderer.render(hand_held(camera, generator), float(fov), WIDTH, 1)[..., :3]
             image = image[(WIDTH - HEIGHT) // 2 : (WIDTH + HEIGHT) // 2]
             y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]

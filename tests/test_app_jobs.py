@@ -1,0 +1,127 @@
+"""The app's queue without its page: order, cancelling, restarts, limits; a small script takes the pipeline's place."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import jobs
+from app.jobs import Job, Queue
+from sap3d.errors import InputError
+
+SCRIPT = """
+echo "== stage 1 of 3: cameras"; echo "[relposepp] 3/12  1 s, about 3 s left"
+echo "$2" >> "$ORDER"; while [ ! -e "$ORDER.go" ]; do sleep 0.05; done
+[ "$2" != bad ] || { echo "error: it is bad"; exit 2; }
+mkdir -p "$ROOT_DIR/results"; echo done > "$ROOT_DIR/results/out"
+"""
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    (tmp_path / "script.sh").write_text(SCRIPT)
+    monkeypatch.setenv("ORDER", str(tmp_path / "order"))
+    made = []
+
+    def make():
+        made.append(Queue(tmp_path / "home", "python3", command=("sh", str(tmp_path / "script.sh"))))
+        threading.Thread(target=made[-1].run_forever, args=(0.05,), daemon=True).start()
+        return made[-1]
+
+    yield make
+    (tmp_path / "order.go").write_text("")
+    for one in made:
+        one.stop()
+        for job in one.jobs():
+            one.cancel(job)
+
+
+def photo(tmp_path, k=0):
+    y, x = np.mgrid[:200, :200]
+    inside = (x - 100) ** 2 + (y - 100) ** 2 < 70**2
+    path = tmp_path / f"photo{k}.png"
+    Image.fromarray(np.dstack([*[np.full((200, 200), 30 + 40 * k, np.uint8)] * 3, inside * np.uint8(255)])).save(path)
+    return path
+
+
+def until(condition, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "took too long"
+        time.sleep(0.05)
+
+
+def test_one_at_a_time_in_order_and_a_restart_changes_nothing(queue, tmp_path):
+    first = queue()
+    a, b, c = (first.add(name, [photo(tmp_path, 1)]) for name in ("a", "bad", "c"))
+    assert (a.state, a.scene.train_dir.is_relative_to(a.folder)) == ("masks", True) and (a.scene.train_dir / "preview.png").is_file()
+    for job in (a, b, c):
+        first.start(job, quick=True)
+        time.sleep(0.02)
+    until(lambda: a.state == "running" and a.progress()[1] == 0.25)
+    assert b.state == c.state == "waiting" and first.position(c) == 2
+    first.stop()
+    time.sleep(0.2)
+    second = queue()  # a new server on the same folder: the run goes on and is not started twice
+    (tmp_path / "order.go").write_text("")
+    until(lambda: c.state == "done")
+    assert (a.state, b.state) == ("done", "failed") and b.cause() == "error: it is bad"
+    assert (tmp_path / "order").read_text().split() == ["a", "bad", "c"]
+    assert [job.id for job in second.jobs()] == [job.id for job in first.jobs()]
+
+
+def test_a_run_whose_process_died_waits_again(queue, tmp_path):
+    idle = Queue(tmp_path / "home", "python3")
+    job = idle.add("a", [photo(tmp_path)])
+    idle.start(job, quick=False)
+    (job.folder / "pid").write_text("1")  # another program has the number
+    assert job.pid is None and job.state == "waiting"
+    (tmp_path / "order.go").write_text("")
+    queue()
+    until(lambda: job.state == "done")
+
+
+def test_cancel_stops_it_and_start_resumes(queue, tmp_path):
+    one = queue()
+    job = one.add("a", [photo(tmp_path)])
+    one.start(job, quick=True)
+    until(lambda: job.state == "running" and "a" in (tmp_path / "order").read_text())
+    one.cancel(job)
+    until(lambda: job.pid is None)
+    assert job.state == "cancelled"
+    (tmp_path / "order.go").write_text("")
+    one.start(job, quick=True)
+    until(lambda: job.state == "done")
+    one.delete(job)
+    assert not job.folder.exists() and one.jobs() == []
+
+
+def test_limits_leave_nothing_behind(tmp_path, monkeypatch):
+    one = Queue(tmp_path / "home", "python3")
+    good = photo(tmp_path)
+    monkeypatch.setattr(jobs, "MAX_BYTES", good.stat().st_size)
+    for files, message in (
+        ([], "no photos yet"),
+        ([good] * 13, "at most 12"),
+        ([good, good], "same picture"),
+        ([tmp_path / "x.png"], "25|MB"),
+    ):
+        (tmp_path / "x.png").write_bytes(good.read_bytes() + b"x")
+        with pytest.raises(InputError, match=message) as caught:
+            one.add("a", files)
+        assert str(tmp_path) not in str(caught.value)  # a page shows it
+    with pytest.raises(InputError, match="plain name"):
+        one.add("../../etc", [good])
+    assert one.jobs() == [] and list(one.home.iterdir()) == []
+    monkeypatch.setattr(jobs, "MAX_RUNS", 1)
+    one.add("a", [good])
+    with pytest.raises(InputError, match="delete some"):
+        one.add("b", [good])
+
+
+@pytest.mark.parametrize("identifier", ("..", "../home", "20200101-000000-00000000/../x", "/etc", "", None, "20200101-000000-0000000g"))
+def test_only_ids_lead_to_runs(tmp_path, identifier):
+    assert Queue(tmp_path / "home", "python3").get(identifier) is None
+    assert Job(tmp_path).asked == {}
