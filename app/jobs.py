@@ -216,7 +216,7 @@ class Queue:
         arguments = [*self.command, TYPE, job.name, str(job.scene.views), self.gpu, *(["--quick"] if job.asked.get("quick") else [])]
         # the shell writes the status when the pipeline has ended, whether or not this server still lives
         script = 'folder=$1; shift; "$@" >> "$folder/log.txt" 2>&1; echo $? > "$folder/status.new"; mv "$folder/status.new" "$folder/status"'
-        environment = {**os.environ, "ROOT_DIR": str(job.folder / "root"), "PYTHON": self.python}
+        environment = {**os.environ, "ROOT_DIR": str(job.folder / "root"), **({"PYTHON": self.python} if self.python else {})}
         child = subprocess.Popen(["sh", "-c", script, "sap3d-app", str(job.folder), *arguments], env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
         write_text(job.folder / "pid", str(child.pid))
         return child

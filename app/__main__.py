@@ -1,0 +1,49 @@
+"""The web page: drop photos, look at the masks, start, watch, turn the model, download.
+
+    python -m app [--port 7860] [--home FOLDER] [--gpu 0]
+
+It listens on 127.0.0.1 alone, starts nothing but run_pipeline.sh, and reads and writes below its home folder only (default:
+ROOT_DIR/.work/app). Ending it (Ctrl-C) leaves a run that is under way; the next start finds it. requirements-app.txt says how to install it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+from pathlib import Path
+
+from sap3d.errors import InputError, cli
+from sap3d.scene import REPOSITORY, root_dir
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__.split("\n")[0])
+    parser.add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default 7860)")
+    parser.add_argument("--home", type=Path, help="folder of the runs (default: .work/app below ROOT_DIR or the repository)")
+    parser.add_argument("--gpu", default="cpu", help="index of the GPU, or cpu (default)")
+    parser.add_argument("--python", default=os.environ.get("PYTHON", ""), help="Python that runs the pipeline (default: PYTHON, or the pipeline's own .venv)")
+    args = parser.parse_args()
+    if not 1 <= args.port <= 65535:
+        raise InputError(f"--port must be 1 to 65535, got {args.port}")
+    if args.gpu != "cpu" and not args.gpu.isdigit():
+        raise InputError(f"--gpu must be an index such as 0, or cpu, got {args.gpu!r}")
+    home = (args.home or root_dir() / ".work" / "app").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"GRADIO_TEMP_DIR": str(home / "uploads"), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # before gradio is imported
+    try:
+        import uvicorn
+
+        from app.page import application
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; {REPOSITORY / 'requirements-app.txt'} says how to make the app's environment") from None
+    from app.jobs import Queue
+
+    queue = Queue(home, args.python)
+    threading.Thread(target=queue.run_forever, daemon=True).start()
+    print(f"SAP3D on http://127.0.0.1:{args.port}, runs in {home}; Ctrl-C ends the page, not a run", flush=True)
+    uvicorn.run(application(queue), host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=2)
+
+
+if __name__ == "__main__":
+    cli(main)
