@@ -1,7 +1,7 @@
 """The app in a real headless Chromium: photos in, masks seen, start, progress, reload; nothing leaves 127.0.0.1.
 
-Runs in the app's environment: .venv-app/bin/python -m pip install pytest pytest-timeout playwright==1.65.2, a chromium on the PATH, then
-.venv-app/bin/python -m pytest --noconftest tests/test_app_browser.py. Elsewhere it is skipped. SHOTS=FOLDER keeps screenshots.
+Runs in the app's environment with a chromium on the PATH: .venv-app/bin/python -m pip install pytest pytest-timeout, then
+.venv-app/bin/python -m pytest --noconftest tests/test_app_browser.py tests/test_viewer.py. Elsewhere it is skipped. SHOTS=FOLDER keeps screenshots.
 """
 
 import os

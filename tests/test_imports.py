@@ -11,7 +11,7 @@ import pytest
 from sap3d.scene import REPOSITORY
 
 STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
-OWN = {"sap3d", "dataset", *STAGES}
+OWN = {"sap3d", "dataset", "app", *STAGES}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "PyYAML", "skimage": "scikit-image"}  # where the names differ
 
 
@@ -76,6 +76,11 @@ def test_a_stage_runs_without_the_dataset_tools(stage):
 
 def test_dataset_imports_no_stage():
     for path in sources("dataset"):
+        assert not tops(imports_of(path)) & set(STAGES), module_name(path)
+
+
+def test_the_app_imports_no_stage():
+    for path in sources("app"):
         assert not tops(imports_of(path)) & set(STAGES), module_name(path)
 
 
