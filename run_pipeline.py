@@ -1,27 +1,29 @@
 """Many objects: runs run_pipeline.sh for each of them and collects the figures.
 
     python run_pipeline.py --object_type GSO_demo [--views 3 5] [--gpus 0,1] [--objects a b] [--quick] [--set booth.steps=100]
+    python run_pipeline.py --object_type GSO_demo --engine ray [--address auto]
 
-One object runs at a time on every GPU, or on the CPU where there is none. Finished objects are skipped, interrupted ones
-resumed. Output of each goes to results/<TYPE>/<OBJECT>/<N>/pipeline.log. At the end the figures of the type are printed
-and written to results/<TYPE>/table.md and table.csv. Exit status: 0, 1 (an object failed), 2 (bad input), 130 (interrupted).
+One object runs at a time on every GPU, or on the CPU where there is none; or on every free place of a Ray cluster. Finished
+objects are skipped, interrupted ones resumed. Output of each goes to results/<TYPE>/<OBJECT>/<N>/pipeline.log. At the end the
+figures of the type are printed and written to results/<TYPE>/table.md and table.csv. Exit status: 0, 1 (an object failed),
+2 (bad input), 130 (interrupted), 143 (terminated).
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import os
-import queue
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from sap3d.batch.jobs import Job
 
 HERE = Path(__file__).resolve().parent
 DRIVER = HERE / "run_pipeline.sh"
@@ -45,126 +47,6 @@ def bootstrap() -> None:
         raise SystemExit(setup.returncode)
     python = shutil.which(given) if given else str(HERE / ".venv" / "bin" / "python")
     os.execv(python, [python, *sys.argv])
-
-
-@dataclass
-class Job:
-    """One object with one number of views on its way through run_pipeline.sh."""
-
-    label: str  # "[2/7] armchair, 5 views"
-    command: list[str]
-    log: Path
-    results: Path
-    started: float = 0.0
-    offset: int = 0  # where this run begins in the log
-    process: subprocess.Popen | None = None
-    outcome: str = ""  # "", "done", "already finished" or "failed"
-    cause: str = ""
-
-    def run(self, gpu: str) -> None:
-        """Run to the end; sets ``outcome`` and, for a failure, ``cause``."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        before = self.results.stat().st_mtime_ns if self.results.is_file() else 0
-        self.started = time.time()
-        with open(self.log, "a") as stream:
-            stream.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} on {gpu if gpu == 'cpu' else 'GPU ' + gpu}\n")
-            stream.flush()
-            self.offset = stream.tell()
-            command = [part if part != "GPU" else gpu for part in self.command]
-            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
-        status = self.process.wait()
-        if status:
-            lines = self.lines() or [f"status {status}, no output"]
-            self.cause = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1]).removeprefix("error: ")
-            self.outcome = "failed"
-        else:
-            self.outcome = "done" if self.results.stat().st_mtime_ns != before else "already finished"
-
-    def lines(self) -> list[str]:
-        with open(self.log, errors="replace") as stream:
-            stream.seek(self.offset)
-            return [line.strip() for line in stream.read().splitlines() if line.strip()]
-
-    def report(self) -> str:
-        if self.outcome == "failed":
-            return f"{self.label}: failed: {self.cause}"
-        return f"{self.label}: {self.outcome}" + (f" in {(time.time() - self.started) / 60:.1f} min" if self.outcome == "done" else "")
-
-
-class Board:
-    """On a terminal a line for every running object that shows the end of its log; elsewhere a line at start and end."""
-
-    def __init__(self):
-        self.terminal, self.drawn, self.lock = sys.stdout.isatty(), 0, threading.Lock()
-
-    def say(self, text: str) -> None:
-        with self.lock:
-            self._clear()
-            print(text, flush=True)
-
-    def draw(self, jobs: list[Job]) -> None:
-        if not self.terminal:
-            return
-        with self.lock:
-            self._clear()
-            width = shutil.get_terminal_size().columns - 1
-            for job in jobs:
-                now = (job.lines() or ["starting"])[-1] if job.offset else "starting"
-                print(f"{job.label}  {time.time() - job.started:.0f} s  {now}"[:width])
-            self.drawn = len(jobs)
-            sys.stdout.flush()
-
-    def _clear(self) -> None:
-        print("\033[F\033[K" * self.drawn, end="")
-        self.drawn = 0
-
-
-def run_all(jobs: list[Job], devices: list[str]) -> None:
-    """Run every job, one at a time on each device; an interrupt ends the running ones and is passed on."""
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-    running: dict[str, Job] = {}
-    board, stop = Board(), threading.Event()
-
-    def work(device: str) -> None:
-        while not stop.is_set():
-            try:
-                job = waiting.get_nowait()
-            except queue.Empty:
-                return
-            if not board.terminal:
-                board.say(f"{job.label}: started, log {job.log}")
-            job.started = time.time()
-            running[device] = job
-            try:
-                job.run(device)
-            except OSError as error:
-                job.outcome, job.cause = "failed", str(error)
-            running.pop(device)
-            if not stop.is_set():
-                board.say(job.report())
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    threads = [threading.Thread(target=work, args=(device,), daemon=True) for device in devices]
-    for thread in threads:
-        thread.start()
-    try:
-        while any(thread.is_alive() for thread in threads):
-            board.draw(list(running.values()))
-            threads[0].join(0.5) if threads[0].is_alive() else time.sleep(0.5)
-    except KeyboardInterrupt:
-        stop.set()
-        for job in running.values():
-            if job.process and job.process.poll() is None:
-                os.killpg(job.process.pid, signal.SIGINT)
-        for thread in threads:
-            thread.join(30)
-        raise
-    board.draw([])
 
 
 def find_devices(wanted: str | None) -> list[str]:
@@ -230,38 +112,104 @@ def write_table(type_: str, root: Path) -> str:
     return text
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    from sap3d.errors import ArgumentParser
+
+    parser = ArgumentParser(prog="python run_pipeline.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--object_type", "--type", required=True, help="dataset type: a folder of dataset/data/train")
+    parser.add_argument("--views", type=int, nargs="+", default=[5], metavar="N", help="numbers of photos to use (default 5)")
+    parser.add_argument("--objects", nargs="+", default=[], metavar="NAME", help="only these objects")
+    parser.add_argument("--gpus", help="GPU indices such as 0,1, or cpu (default: all GPUs, or the CPU)")
+    parser.add_argument("--quick", action="store_true", help="fewer steps: a first look")
+    parser.add_argument("--preset", default="", help="tiny (default), full or full-11gb")
+    parser.add_argument("--seed", type=int, help="the seed of every stage")
+    parser.add_argument("--from-stage", choices=tuple(CONFIGS), help="begin at this stage; what lies before it is taken as it is")
+    parser.add_argument("--only-stage", choices=tuple(CONFIGS), help="run this stage alone")
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="stage.key=value", help="settings of relpose, booth, recon or eval")
+    parser.add_argument("--retries", type=int, default=1, help="how often an object that failed for another reason than bad input is tried again (default 1)")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing: which stages of which objects would run, and why")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="local: this machine; ray: a Ray cluster")
+    parser.add_argument("--address", help="Ray: address of a cluster, or auto for the one of this machine (default: a new one)")
+    parser.add_argument("--cpus", type=float, default=1, help="Ray: CPU cores an object takes (default 1)")
+    parser.add_argument("--memory_gb", type=float, default=0, help="Ray: memory an object takes of its node, GB (default: not counted)")
+    return parser.parse_args()
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises InputError for options that cannot be used."""
     from sap3d.errors import InputError
+
+    if min(arguments.views) < 1:
+        raise InputError(f"--views must be at least 1, got {min(arguments.views)}")
+    if arguments.retries < 0 or (arguments.seed or 0) < 0:
+        raise InputError("--retries and --seed must be at least 0")
+    if arguments.from_stage and arguments.only_stage:
+        raise InputError("--from-stage and --only-stage exclude each other")
+    if arguments.engine != "ray" and (arguments.address or arguments.memory_gb or arguments.cpus != 1):
+        raise InputError("--address, --cpus and --memory_gb belong to --engine ray")
+    if not arguments.cpus >= 0 or not arguments.memory_gb >= 0:
+        raise InputError("--cpus and --memory_gb must be at least 0")
+    check_settings(arguments.settings, arguments.preset)
+
+
+def make_jobs(arguments: argparse.Namespace, root: Path) -> list[Job]:
+    """A job for every object and number of views, objects in the order of their names."""
+    from sap3d.batch.jobs import Job
+
+    options = [*(["--quick"] if arguments.quick else []), *([f"--preset={arguments.preset}"] if arguments.preset else [])]
+    for name in ("seed", "from_stage", "only_stage"):
+        if getattr(arguments, name) is not None:
+            options.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}")
+    type_ = arguments.object_type
+    pairs = [(name, views) for name in find_objects(type_, root, arguments.objects) for views in dict.fromkeys(arguments.views)]
+    jobs = []
+    for index, (name, views) in enumerate(pairs, 1):
+        folder = root / "results" / type_ / name / str(views)
+        command = ["sh", str(DRIVER), type_, name, str(views), "GPU", *options, *arguments.settings]
+        jobs.append(Job(name, views, f"[{index}/{len(pairs)}] {name}, {views} view{'s' * (views > 1)}", command, folder / "pipeline.log", folder / "results.json"))
+    return jobs
+
+
+def dry_run(jobs: list[Job]) -> int:
+    """Print what each job would do; returns the status of the last that has bad input, else 0."""
+    status = 0
+    for job in jobs:
+        print(job.label, flush=True)
+        done = subprocess.run([*("cpu" if part == "GPU" else part for part in job.command), "--dry-run"])
+        status = done.returncode or status
+    return status
+
+
+def main() -> None:
     from sap3d.scene import root_dir
 
     if sys.argv[1:2] == ["--check_settings"]:
         presets = [item.partition("=")[2] for item in sys.argv[2:] if item.startswith("--preset=")]
         return check_settings([item for item in sys.argv[2:] if not item.startswith("--")], *presets[-1:])
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--object_type", "--type", required=True, help="dataset type: a folder of dataset/data/train")
-    parser.add_argument("--views", type=int, nargs="+", default=[5], metavar="N", help="numbers of photos to use (default 5)")
-    parser.add_argument("--gpus", help="GPU indices such as 0,1, or cpu (default: all GPUs, or the CPU)")
-    parser.add_argument("--objects", nargs="+", default=[], metavar="NAME", help="only these objects")
-    parser.add_argument("--quick", action="store_true", help="fewer steps: a first look")
-    parser.add_argument("--preset", default="", help="tiny (default), full or full-11gb")
-    parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="stage.key=value", help="settings of relpose, booth, recon or eval")
-    arguments = parser.parse_args()
-    if min(arguments.views) < 1:
-        raise InputError(f"--views must be at least 1, got {min(arguments.views)}")
-    check_settings(arguments.settings, arguments.preset)
+    from sap3d.batch.board import Board, summary
+
+    arguments = parse()
+    check_arguments(arguments)
     root, type_ = root_dir(), arguments.object_type
     devices = find_devices(arguments.gpus)
-    pairs = [(name, views) for name in find_objects(type_, root, arguments.objects) for views in dict.fromkeys(arguments.views)]
-    options = [*(["--quick"] if arguments.quick else []), *([f"--preset={arguments.preset}"] if arguments.preset else []), *arguments.settings]
-    jobs = []
-    for index, (name, views) in enumerate(pairs, 1):
-        folder = root / "results" / type_ / name / str(views)
-        command = ["sh", str(DRIVER), type_, name, str(views), "GPU", *options]
-        jobs.append(Job(f"[{index}/{len(pairs)}] {name}, {views} view{'s' * (views > 1)}", command, folder / "pipeline.log", folder / "results.json"))
-    run_all(jobs, devices)
-    failed = [job for job in jobs if job.outcome != "done" and job.outcome != "already finished"]
-    if len(failed) < len(jobs):
+    jobs = make_jobs(arguments, root)
+    if arguments.dry_run:
+        raise SystemExit(dry_run(jobs))
+    board = Board(jobs)
+    if arguments.engine == "ray":
+        from sap3d.batch.ray_cluster import run_ray
+
+        variables = {name: os.environ[name] for name in ("ROOT_DIR", "PYTHON", "OMP_NUM_THREADS") if name in os.environ}
+        run_ray(jobs, arguments.retries, board, arguments.address, arguments.gpus and devices, arguments.cpus, arguments.memory_gb, variables)
+    else:
+        from sap3d.batch.local import run_local
+
+        run_local(jobs, devices, arguments.retries, board)
+    print(f"\n{summary(jobs)}")
+    failed = [job for job in jobs if job.outcome == "failed"]
+    if len(failed) < len(jobs) and any(job.results.is_file() for job in jobs):
         print(f"\n{write_table(type_, root)}\n{root / 'results' / type_ / 'table.md'}\n{root / 'results' / type_ / 'table.csv'}")
+    sys.stdout.flush()
     for job in failed:
         print(f"{job.label}: failed: {job.cause} (log: {job.log})", file=sys.stderr)
     if failed:

@@ -15,27 +15,46 @@ main() {
     esac
     read_arguments "$@"
     shift 4
+    left=$#
+    while [ "$left" -gt 0 ]; do # take out what is for this script, keep what is for the stages
+        argument=$1
+        shift
+        left=$((left - 1))
+        case $argument in
+            --seed | --from-stage | --only-stage) shift; left=$((left - 1)) ;;
+            --seed=* | --from-stage=* | --only-stage=* | --dry-run) ;;
+            *) set -- "$@" "$argument" ;;
+        esac
+    done
+    [ -z "$seed" ] || set -- "relpose.seed=$seed" "booth.seed=$seed" "recon.seed=$seed" "$@"
     find_python
     choose_device
     cd "$here"
     check_settings "$@"
+    take_lock
 
     stage "stage 1 of 3: cameras (RelPose++)" relposepp.run relpose "$@"
     stage "stage 2 of 3: test-time training and novel views (CameraBooth)" camerabooth.run booth "$@"
     stage "stage 3 of 3: NeRF and mesh (3D_Recon)" 3D_Recon.threestudio.launch recon "$@"
     stage "evaluation" sap3d.evaluate eval "$@"
+    end 0
 }
 
 usage() {
     cat << END
-usage: sh run_pipeline.sh TYPE OBJECT VIEWS GPU [--quick] [--preset=NAME] [stage.key=value ...]
+usage: sh run_pipeline.sh TYPE OBJECT VIEWS GPU [options] [stage.key=value ...]
 
   TYPE OBJECT   photos in dataset/data/train/TYPE/OBJECT/images
   VIEWS         number of photos to use: the first VIEWS by name, at least 1
   GPU           index of the GPU (0), or cpu
-  --quick       fewer steps: a first look
-  --preset=     tiny (default), full or full-11gb: published weights (docs/FULL_PRESET.md)
   stage.key     a setting of relpose, booth, recon or eval, such as booth.steps=100
+
+  --quick             fewer steps: a first look
+  --preset=NAME       tiny (default), full or full-11gb: published weights (docs/FULL_PRESET.md)
+  --seed N            the seed of every stage
+  --from-stage STAGE  begin at relpose, booth, recon or eval; what lies before it is taken as it is
+  --only-stage STAGE  run this stage alone
+  --dry-run           write nothing: which stages would run, and why
 
        sh run_pipeline.sh --setup          only make .venv and install requirements.txt
        sh run_pipeline.sh --test           the tests
@@ -102,13 +121,32 @@ read_arguments() {
         cpu) ;;
         '' | *[!0-9]*) fail "GPU must be an index such as 0, or cpu, got '$gpu'" ;;
     esac
+    seed='' from='' only='' dry_run='' option=''
     for argument; do
+        if [ -n "$option" ]; then # the word before was an option that takes this one
+            argument=$option=$argument option=
+        fi
         case $argument in
+            --seed | --from-stage | --only-stage) option=$argument ;;
+            --seed=*) seed=${argument#*=} ;;
+            --from-stage=*) from=${argument#*=} ;;
+            --only-stage=*) only=${argument#*=} ;;
+            --dry-run) dry_run=1 ;;
             --quick | --preset=?* | relpose.*=* | booth.*=* | recon.*=* | eval.*=*) ;;
             -*) fail "unknown option '$argument'; sh run_pipeline.sh -h lists them" ;;
             *) fail "'$argument' is not a setting: write relpose.key=value, booth.key=value, recon.key=value or eval.key=value" ;;
         esac
+        case $argument in
+            --seed=) fail "--seed needs a whole number" ;;
+            --seed=*[!0-9]*) fail "--seed must be a whole number of at least 0, got '$seed'" ;;
+            --seed=???????????*) fail "--seed must be below 10000000000, got '$seed'" ;;
+            --from-stage=relpose | --from-stage=booth | --from-stage=recon | --from-stage=eval) ;;
+            --only-stage=relpose | --only-stage=booth | --only-stage=recon | --only-stage=eval) ;;
+            --from-stage=* | --only-stage=*) fail "${argument%%=*} must be relpose, booth, recon or eval, got '${argument#*=}'" ;;
+        esac
     done
+    [ -z "$option" ] || fail "$option needs a value; sh run_pipeline.sh -h says which"
+    [ -z "$from" ] || [ -z "$only" ] || fail "--from-stage and --only-stage exclude each other"
 }
 
 check_settings() { # an unknown setting of a late stage is reported before the first one runs
@@ -166,10 +204,45 @@ choose_device() {
     fi
 }
 
+# --- one run at a time, and its end -----------------------------------------------------------------------------------------
+lock='' child='' caught=''
+
+take_lock() { # descriptor 9 holds the lock (sap3d/lock.py) while this script or one of its stages lives
+    trap 'interrupted INT' INT
+    trap 'interrupted TERM' TERM
+    trap 'interrupted TERM' HUP
+    export SAP3D_DRIVER=$$
+    [ -z "$dry_run" ] || { export SAP3D_DRY_RUN=1; return; }
+    file=${ROOT_DIR:-$here}/results/${type}_${object}_view_$views.lock
+    while mkdir -p -- "${file%/*}" 2> /dev/null && (: <> "$file") 2> /dev/null; do
+        exec 9<> "$file"
+        status=0
+        "$python" -m sap3d.lock 9 "$type" "$object" "$views" || status=$?
+        case $status in
+            0) lock=$file; export SAP3D_LOCK="$file"; return ;;
+            75) ;; # it has just been removed by the run before: once more
+            *) exit "$status" ;;
+        esac
+    done # a folder that cannot be written is reported by the first stage that has something to write
+}
+
+interrupted() { # the running stage writes a checkpoint and ends; a second signal ends it at once
+    caught=$1
+    [ -z "$child" ] || kill -TERM "$child" 2> /dev/null || :
+    [ -n "$child" ] || end 130
+}
+
+end() {
+    [ -z "$lock" ] || rm -f -- "$lock"
+    exit "$1"
+}
+
 # --- stages --------------------------------------------------------------------------------------------------------------
 stage() { # title, module, prefix of its settings, all options
     title=$1 module=$2 prefix=$3
     shift 3
+    [ "$prefix" != "$from" ] || from=
+    [ -z "$from" ] && [ "${only:-$prefix}" = "$prefix" ] || return 0
     left=$#
     while [ "$left" -gt 0 ]; do # keep this stage's settings, without their prefix
         argument=$1
@@ -181,15 +254,36 @@ stage() { # title, module, prefix of its settings, all options
         esac
     done
     echo "== $title"
-    status=0
-    "$python" -m "$module" --type "$type" --object "$object" --views "$views" "$@" || status=$?
+    if [ "$dry_run" = after ]; then
+        echo "would run after that: python -m $module --type $type --object $object --views $views $*"
+        return
+    fi
+    "$python" -m "$module" --type "$type" --object "$object" --views "$views" "$@" & # so that this script hears signals
+    child=$! status=0
+    wait "$child" || status=$?
+    while [ -n "$caught" ] && kill -0 "$child" 2> /dev/null; do # the signal ended the wait, not the stage
+        status=0
+        wait "$child" || status=$?
+    done
+    child=
+    case $caught in INT) status=130 ;; TERM) status=143 ;; esac
     case $status in
         0) ;;
-        137) echo "error: $module was killed, by hand or for want of memory; the same command resumes" >&2 ;;
-        2 | 130) ;; # it has said why
+        10) [ -z "$dry_run" ] || { dry_run=after; return; } ;;
+        2 | 130 | 143) ;; # it has said why
+        137) echo "error: $module was killed, by hand or for want of memory (then lower $(memory "$prefix") or use --quick); the same command resumes" >&2 ;;
         *) echo "error: $module ended with status $status, the lines above say why; the same command resumes" >&2 ;;
     esac
-    [ "$status" -eq 0 ] || exit "$status"
+    [ "$status" -eq 0 ] || end "$status"
+}
+
+memory() { # settings that decide how much memory a stage takes
+    case $1 in
+        relpose) echo "relpose.starts and relpose.beam" ;;
+        booth) echo "booth.batch_size and booth.nvs_batch_size" ;;
+        recon) echo "recon.rays, recon.tile_rays and recon.grid" ;;
+        *) echo "eval.size" ;;
+    esac
 }
 
 main "$@"; exit # on one line: sh reads a script as it runs, and this one may be replaced meanwhile

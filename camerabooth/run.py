@@ -14,10 +14,11 @@ import numpy as np
 
 from camerabooth.config import BoothConfig, check_config
 from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
-from sap3d.config import as_dict, resolve_device, stage_arguments
+from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import contact_sheet, input_files, load_input_views, save_image, write_video
 from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, read_confidence, stage_complete, write_cameras, write_json, write_text
+from sap3d.stage import run_stage
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
              "learning_rate", "camera_learning_rate", "camera_anchor", "trust_confident", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision",
@@ -151,10 +152,9 @@ def _csv(header: list[str], rows) -> str:
     return stream.getvalue()
 
 
-def _command_line() -> None:
-    arguments, config = stage_arguments("Stage 2: test-time training, refined cameras and 2D novel views", BoothConfig)
-    print(f"novel views: {main(Scene(arguments.type, arguments.object, arguments.views), config)}")
+def command_line(argv: list[str] | None = None) -> None:
+    run_stage("Stage 2: test-time training, refined cameras and 2D novel views", BoothConfig, main, lambda scene, folder: print(f"novel views: {folder}"), argv)
 
 
 if __name__ == "__main__":
-    cli(_command_line)
+    cli(command_line, lower="booth.batch_size (training) or booth.nvs_batch_size (novel views)")

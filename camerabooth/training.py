@@ -17,6 +17,7 @@ from camerabooth.camera_table import CameraTable
 from camerabooth.config import BoothConfig
 from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError, first_line
+from sap3d.interrupt import finish_step_first
 from sap3d.progress import Progress
 from sap3d.regularisers import RegulariserObject
 from sap3d.scene import atomic_path
@@ -164,7 +165,7 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
     start, losses, spent = _resume(checkpoint, fingerprint, parameters, names, table, optimiser, model.device, scaler)
     began = saved = time.time()
     compute = compute_context(config.precision, model.device)
-    with Progress("camerabooth training", steps, start=start) as progress:
+    with finish_step_first() as stop, Progress("camerabooth training", steps, start=start) as progress:
         for step in range(start, steps):
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * _schedule(step, steps)
@@ -182,7 +183,7 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
             progress.update(step + 1, f"loss {np.mean(losses[-20:]):.4f}")
             if not math.isfinite(photo_loss):
                 raise InputError(f"{checkpoint.parent}: training diverged at step {step}; lower learning_rate")
-            if time.time() - saved > _CHECKPOINT_SECONDS and step + 1 < steps:
+            if (stop.requested or time.time() - saved > _CHECKPOINT_SECONDS) and step + 1 < steps:
                 saved = time.time()
                 state = {
                     "fingerprint": fingerprint, "step": step + 1, "losses": losses, "seconds": spent + saved - began, "delta": table.delta.detach(),
@@ -190,6 +191,8 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
                 }  # fmt: skip
                 with atomic_path(checkpoint) as temporary:
                     torch.save(state, temporary)
+            if stop.requested:
+                stop.leave()
     model.requires_grad_(False)
     return {"trained": names, "losses": losses, "resumed_seconds": spent}
 

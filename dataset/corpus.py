@@ -9,7 +9,6 @@ licence of every object, and the objects that could not be rendered.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import multiprocessing
@@ -22,7 +21,7 @@ import numpy as np
 
 from dataset import procedural, sweethome
 from sap3d import cameras
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.mesh_render import DEFAULT_LIGHTING, MeshRenderer, random_lighting
 from sap3d.scene import atomic_path, read_json, write_json
 
@@ -190,7 +189,7 @@ def build(source: Path | None, out: Path, workers: int, limit: int | None = None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.corpus", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m dataset.corpus", description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, help=f"folder, .deb or .sh3f; {sweethome.HOW_TO_GET}")
     parser.add_argument("--procedural", type=int, default=0, metavar="N", help="render the first N procedural objects too")
     parser.add_argument("--out", type=Path, default=Path("dataset/corpus_cache"))

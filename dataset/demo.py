@@ -9,7 +9,6 @@ names author, licence and source of each.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 from dataset import procedural, sweethome
 from dataset.corpus_reader import CorpusReader, split_ids
 from dataset.render import RenderSettings, render_object
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.regularisers import write_pack
 from sap3d.scene import root_dir, write_text
 
@@ -110,7 +109,7 @@ def make_regularisers(cache: Path, root: Path, count: int = REGULARISERS) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.demo", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m dataset.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, help=f"folder, .deb or .sh3f; {sweethome.HOW_TO_GET}")
     parser.add_argument("--cache", type=Path, help="rendered corpus: build the pack of regulariser objects too")
     parser.add_argument("--root", type=Path, help="write below this folder (default: ROOT_DIR or the repository)")

@@ -10,7 +10,6 @@ CC-BY 4.0; this project never puts one into its repository and never trains on o
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from dataset.render import add_settings, object_folders, render_object, settings_from
-from sap3d.errors import InputError, cli, one_line
+from sap3d.errors import ArgumentParser, InputError, cli, one_line
 from sap3d.mesh_render import load_mesh_normalised
 from sap3d.scene import check_name, root_dir
 
@@ -117,7 +116,7 @@ def import_object(source: Path, type_: str, root: Path | None, settings) -> tupl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.gso", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m dataset.gso", description=__doc__.split("\n")[0])
     parser.add_argument("paths", type=Path, nargs="+", help="zips, object folders, or folders of them")
     parser.add_argument("--type", default="GSO", help="dataset type: the folder below dataset/data/train (default GSO)")
     add_settings(parser)

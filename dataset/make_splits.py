@@ -10,7 +10,6 @@ same number of triangles and the same extents (one mesh in several colours).
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from dataset.corpus import seed_of
 from dataset.procedural import is_procedural
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.scene import read_json, write_text
 
 SIZES = {"validation": 40, "test": 80}
@@ -73,7 +72,7 @@ def split(records: list[dict], test_first: tuple[str, ...] = ()) -> dict[str, li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.make_splits", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m dataset.make_splits", description=__doc__.split("\n")[0])
     parser.add_argument("--cache", type=Path, default=Path("dataset/corpus_cache"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "splits")
     parser.add_argument("--test-first", nargs="*", default=[], help="ids that must be in the test part")

@@ -21,7 +21,7 @@ import numpy as np
 from dataset.corpus import seed_of
 from dataset.mesh_io import save_obj
 from sap3d.cameras import Camera, protocol_test_cameras
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import to_uint8
 from sap3d.mesh_render import MeshRenderer, RenderMesh, load_mesh_normalised
 from sap3d.scene import atomic_dir, check_name, read_json, root_dir, write_json
@@ -133,7 +133,7 @@ def settings_from(args: argparse.Namespace) -> RenderSettings:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.render", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m dataset.render", description=__doc__.split("\n")[0])
     parser.add_argument("mesh", type=Path, help="OBJ, GLB, glTF, PLY, OFF or STL")
     parser.add_argument("--type", required=True, help="dataset type: the folder below dataset/data/train")
     parser.add_argument("--name", help="object name (default: the file's name)")

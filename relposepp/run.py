@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from relposepp.config import RelPoseConfig
-from sap3d.config import as_dict, resolve_device, stage_arguments
+from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import load_input_views
 from sap3d.scene import Scene, completion_record, stage_complete, write_cameras
+from sap3d.stage import run_stage
 
 
 def main(scene: Scene, config: RelPoseConfig) -> Path:
@@ -83,9 +84,8 @@ def _hypothesis_entry(names: list[str], hypothesis, probability: float) -> dict:
 
 
 def command_line(argv: list[str] | None = None) -> None:
-    arguments, config = stage_arguments(__doc__.split("\n")[0], RelPoseConfig, argv)
-    print(main(Scene(arguments.type, arguments.object, arguments.views), config))
+    run_stage(__doc__.split("\n")[0], RelPoseConfig, main, lambda scene, path: print(path), argv)
 
 
 if __name__ == "__main__":
-    cli(command_line)
+    cli(command_line, lower="relpose.starts, relpose.beam or relpose.queries")

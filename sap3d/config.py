@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import Sequence, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sap3d.errors import InputError, first_line
+from sap3d.errors import ArgumentParser, InputError, first_line
 
 Config = TypeVar("Config")
 
@@ -42,13 +43,16 @@ def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Seq
         except Exception as error:
             raise InputError(f"{item!r} cannot be read as key=value ({first_line(error)})") from None
         merged = _merge(merged, one, item, cls)
-    return OmegaConf.to_object(merged)
+    try:
+        return OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:  # "???" and ${references}
+        raise InputError(f"{yaml_path or 'settings'}: {first_line(error)}; write plain values") from None
 
 
 def _merge(base, update, source: str, cls):
     try:
         return OmegaConf.merge(base, update)
-    except (OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
         keys = ", ".join(f.name for f in dataclasses.fields(cls))
         raise InputError(f"{source}: {first_line(error)}; known keys: {keys}") from None
 
@@ -59,15 +63,18 @@ def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | N
     ``--quick`` applies the dataclass's ``QUICK`` overrides (fewer steps, for tests and first looks) under the others.
     """
     defaults = "\n".join(f"  {f.name} = {getattr(cls(), f.name)!r}" for f in dataclasses.fields(cls))
-    parser = argparse.ArgumentParser(description=description, epilog=f"settings (key=value):\n{defaults}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=description, epilog=f"settings (key=value):\n{defaults}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", required=True, help="dataset type: a folder of dataset/data/train")
     parser.add_argument("--object", required=True, help="object: a folder of that type")
     parser.add_argument("--views", type=_whole_number, required=True, help="number of photos to use")
     parser.add_argument("--config", type=Path, help="YAML file with settings of this stage")
     parser.add_argument("--preset", default="", help="settings under all others: tiny (the defaults), full or full-11gb (published weights, docs/FULL_PRESET.md)")
     parser.add_argument("--quick", action="store_true", help="fewer steps: a first look in a fraction of the time")
+    parser.add_argument("--dry-run", action="store_true", help="only say whether the stage would run, and why")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override the YAML file")
     arguments = parser.parse_args(argv)
+    if arguments.dry_run:
+        os.environ["SAP3D_DRY_RUN"] = "1"
     quick = list(getattr(cls, "QUICK", ())) if arguments.quick else []
     return arguments, load_config(cls, arguments.config, quick + list(arguments.settings), arguments.preset)
 

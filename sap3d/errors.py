@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
+import signal
 import sys
 from typing import Callable
+
+from sap3d.interrupt import Terminated, end_with_parent, raise_at_sigterm
 
 
 class InputError(Exception):
@@ -14,20 +18,50 @@ class InputError(Exception):
     """
 
 
-def one_line(error: BaseException) -> str | None:
-    """The line to show for ``error``, or None when it is a fault of the program and deserves a traceback."""
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, whose complaint is one line like every other error of the project."""
+
+    def error(self, message: str):
+        print(f"error: {' '.join(message.split())}; {self.prog} --help lists the options", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def one_line(error: BaseException, lower: str = "the batch size") -> str | None:
+    """The line to show for ``error``, or None when it is a fault of the program and deserves a traceback.
+
+    ``lower``: the settings that decide how much memory the program takes.
+    """
     if isinstance(error, InputError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk while writing {error.filename or 'an output'}: free some space and run the same command again"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-        return f"{error.filename or 'an output'} cannot be written ({error.strerror}): change its permissions or choose another root with ROOT_DIR"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _out_of_memory(error)
+    for cause in _causes(error):
+        text, number = str(cause), getattr(cause, "errno", None)
+        name = getattr(cause, "filename", None) or "an output"
+        if number in (errno.ENOSPC, errno.EDQUOT) or any(part in text for part in _FULL):
+            return f"no space left on the disk while writing {name}: free some space and run the same command again"
+        if number == errno.EFBIG:
+            return f"{name} is larger than a file may be here (ulimit -f): raise that limit and run the same command again"
+        if isinstance(cause, OSError) and number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{name} cannot be written ({cause.strerror}): change its permissions or choose another root with ROOT_DIR"
+        if isinstance(cause, OSError) and number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
+            return f"{name} cannot be used ({cause.strerror}): remove what is in its place or choose another root with ROOT_DIR"
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or any(part in text for part in _MEMORY) or number == errno.ENOMEM:
+            return _out_of_memory(cause, lower)
     return None
 
 
-def _out_of_memory(error: BaseException) -> str:
+# How libraries say it that do not pass the system's error on
+_FULL = ("No space left on device", "PytorchStreamWriter failed writing", "unexpected pos ")
+_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "Unable to allocate", "CUDA out of memory", "could not create a memory object")
+
+
+def _causes(error: BaseException | None):
+    """``error``, what it was raised from, and what was being handled when it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _out_of_memory(error: BaseException, lower: str) -> str:
     """What was used and, where a preset of the published model was measured, what it needs."""
     from sap3d.presets import measured_need
 
@@ -38,7 +72,7 @@ def _out_of_memory(error: BaseException) -> str:
     needs = {preset: max(filter(None, (measured_need(preset, stage) for stage in ("train", "novel_views", "sds"))), default=None) for preset in ("full", "full-11gb")}
     measured = ", ".join(f"--preset {preset} {need:.1f} GB" for preset, need in needs.items() if need)
     known = f"; measured need of the published model: {measured}" if measured else ""
-    return f"out of memory{used}: lower batch_size, nvs_batch_size, rays or tile_rays of this stage, or use --quick{known}"
+    return f"out of memory{used}: lower {lower}, or use --quick{known}"
 
 
 def first_line(error: BaseException) -> str:
@@ -46,16 +80,24 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def cli(main: Callable[[], object]) -> None:
-    """Run a command line's ``main``; end with status 0, 2 (bad input, one line) or 130 (interrupted)."""
+def cli(main: Callable[[], object], lower: str = "the batch size") -> None:
+    """Run a command line's ``main``; end with status 0, 2 (bad input, one line), 130 (Ctrl-C) or 143 (SIGTERM).
+
+    ``lower``: what to lower when memory runs out.
+    """
+    before = raise_at_sigterm()
     try:
+        end_with_parent()
         main()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted: run the same command again to resume", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
     except Exception as error:
-        line = one_line(error)
+        line = one_line(error, lower)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

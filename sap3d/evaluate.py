@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 
 from sap3d.cameras import camera_from_pose, protocol_test_cameras, wrap_to_pi
-from sap3d.config import resolve_device, stage_arguments
+from sap3d.config import resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.evaluation_pictures import SHEET_VIEWS, silhouette_agreement, write_camera_plot, write_contact_sheet
 from sap3d.images import load_input_views, load_rgb, load_rgba
@@ -31,6 +31,7 @@ from sap3d.mesh_load import RenderMesh, load_mesh, load_mesh_normalised
 from sap3d.metrics import pose, shape
 from sap3d.results import load_results, summary_lines
 from sap3d.scene import REPOSITORY, Scene, atomic_path, completion_record, read_cameras, read_json, stage_complete, write_json
+from sap3d.stage import run_stage
 
 _FORMAT = 1  # raise when figures change their meaning, so that old results are measured again
 
@@ -264,12 +265,9 @@ def print_summary(scene: Scene) -> None:
             print(f"{label:14}{path}")
 
 
-def command_line() -> None:
-    arguments, config = stage_arguments("Measure one reconstructed object and draw it.", EvaluationConfig)
-    scene = Scene(arguments.type, arguments.object, arguments.views)
-    main(scene, config)
-    print_summary(scene)
+def command_line(argv: list[str] | None = None) -> None:
+    run_stage("Measure one reconstructed object and draw it.", EvaluationConfig, main, lambda scene, _: print_summary(scene), argv)
 
 
 if __name__ == "__main__":
-    cli(command_line)
+    cli(command_line, lower="eval.size")

@@ -10,12 +10,11 @@ Reads results/<TYPE>/<OBJECT>/<N>/results.json below ROOT_DIR (or the repository
 
 from __future__ import annotations
 
-import argparse
 import csv
 from itertools import groupby
 from pathlib import Path
 
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report_page import minutes, page
 from sap3d.results import FIGURE, FIGURES, find_results, markdown_table, mean_of, released_means
 from sap3d.scene import atomic_path, root_dir, write_text
@@ -96,7 +95,7 @@ def write_report(root: Path, type_: str | None = None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sap3d.report", description="Collect every evaluated object into one table and one page.")
+    parser = ArgumentParser(prog="python -m sap3d.report", description="Collect every evaluated object into one table and one page.")
     parser.add_argument("--type", help="only this dataset type")
     arguments = parser.parse_args()
     root = root_dir()

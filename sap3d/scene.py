@@ -144,8 +144,8 @@ def read_cameras(path: Path) -> dict[str, Camera]:
     try:
         views = yaml.safe_load(path.read_text())["views"]
         return {str(name): _camera(*(float(v[key]) for key in ("elevation_deg", "azimuth_deg", "radius", "fov_deg"))) for name, v in views.items()}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a camera file ({type(error).__name__}: {error}); delete it and run the stage again") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not a camera file ({type(error).__name__}: {str(error)[:300]}); delete it and run the stage again") from None
 
 
 def read_confidence(path: Path) -> dict[str, float]:
@@ -278,15 +278,33 @@ def file_hash(path: Path) -> str:
 
 def stage_complete(record: Path, config: Mapping, inputs: Mapping[str, Path], outputs: list[Path]) -> bool:
     """True when ``record`` was written for this very configuration and these inputs, and all outputs are there."""
-    if record.parent.is_dir():
+    if record.parent.is_dir() and not dry_run():
         remove_leftovers(record.parent)  # here too: a stage that is skipped writes nothing
-    found = read_json(record)
-    return (
-        isinstance(found, dict)
-        and found.get("config") == json.loads(json.dumps(config))
-        and found.get("inputs") == {name: file_hash(path) for name, path in inputs.items()}
-        and all(path.exists() for path in outputs)
-    )
+    reason = _why_again(read_json(record), json.loads(json.dumps(config)), {name: file_hash(path) for name, path in inputs.items()}, outputs)
+    if reason and dry_run():
+        raise WouldRun(reason)
+    return not reason
+
+
+def _why_again(found, config: Mapping, inputs: Mapping[str, str], outputs: list[Path]) -> str:
+    """Why a stage with the record ``found`` has to run; empty when it has not."""
+    if not isinstance(found, dict):
+        return "it has not run to its end yet"
+    for what, before, now in (("setting", found.get("config"), config), ("input", found.get("inputs"), inputs)):
+        if before != now:
+            before = before if isinstance(before, dict) else {}
+            return f"changed since it ran: {what} {', '.join(key for key in {**before, **now} if before.get(key, ...) != now.get(key, ...))}"
+    missing = [path for path in outputs if not path.exists()]
+    return f"missing: {missing[0]}" if missing else ""
+
+
+class WouldRun(Exception):
+    """In a dry run a stage that has something to do ends with this; the message is the reason."""
+
+
+def dry_run() -> bool:
+    """Whether stages shall only say what they would do (``--dry-run``)."""
+    return bool(os.environ.get("SAP3D_DRY_RUN"))
 
 
 def fingerprint(config: Mapping, inputs: Mapping[str, Path]) -> str:
@@ -302,6 +320,8 @@ def completion_record(record: Path, stage: str, config: Mapping, inputs: Mapping
     ``seconds`` is the wall time of the block plus what the block put into ``"resumed_seconds"``; ``peak_memory_mb``
     the process's maximum resident size, and ``peak_gpu_memory_mb`` PyTorch's own figure where a GPU was used.
     """
+    if dry_run():
+        raise WouldRun("it was asked to")
     record.unlink(missing_ok=True)
     hashes = {name: file_hash(path) for name, path in inputs.items()}
     extra: dict = {}

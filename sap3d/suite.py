@@ -25,7 +25,7 @@ import numpy as np
 
 from sap3d.cameras import camera_from_pose
 from sap3d.config import as_dict, load_config
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import flat_row, write_csv
 from sap3d.results import load_results, summary_lines
 from sap3d.scene import REPOSITORY, Scene, read_json, root_dir, write_cameras, write_json
@@ -253,7 +253,7 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
 def main() -> None:
     from sap3d.suite_tables import write_results_page
 
-    parser = argparse.ArgumentParser(prog="python -m sap3d.suite", description="Run an experiment of docs/suites and set the tables of docs/results.md.")
+    parser = ArgumentParser(prog="python -m sap3d.suite", description="Run an experiment of docs/suites and set the tables of docs/results.md.")
     parser.add_argument("suite", nargs="?", help="name of a file in docs/suites, or a path to a YAML file")
     parser.add_argument("--variants", nargs="+", default=[], help="only these variants")
     parser.add_argument("--objects", nargs="+", default=[], help="only these objects")

@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 
 from sap3d.cameras import protocol_test_cameras
-from sap3d.config import as_dict, resolve_device, stage_arguments
+from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import SUFFIXES, load_input_views
 from sap3d.scene import Scene, completion_record, file_hash, read_cameras, stage_complete, write_cameras, write_json
+from sap3d.stage import run_stage
 
 from .config import ReconConfig, check_config
 
@@ -123,10 +124,9 @@ def _fingerprint(config: ReconConfig, inputs: dict[str, Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def command_line(argv: list[str] | None = None) -> None:
+    run_stage("Stage 3: NeRF and textured mesh.", ReconConfig, main, lambda scene, folder: print(f"3D_Recon: mesh in {folder}"), argv)
+
+
 if __name__ == "__main__":
-
-    def _command_line():
-        arguments, config = stage_arguments("Stage 3: NeRF and textured mesh.", ReconConfig)
-        print(f"3D_Recon: mesh in {main(Scene(arguments.type, arguments.object, arguments.views), config)}")
-
-    cli(_command_line)
+    cli(command_line, lower="recon.rays, recon.tile_rays, the last number of recon.grid or recon.texture_size")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from sap3d.cameras import RADIUS, Camera, protocol_test_cameras
+from sap3d.interrupt import finish_step_first
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
 
@@ -77,16 +78,18 @@ class Reconstruction:
             return
         started = saved = time.time()
         already = self.seconds
-        with Progress("3D_Recon", self.config.steps, start=self.step) as progress:
+        with finish_step_first() as stop, Progress("3D_Recon", self.config.steps, start=self.step) as progress:
             while self.step < self.config.steps:
                 losses = self.one_step()
                 self.seconds = already + time.time() - started
                 if self.step % 20 == 0 or self.step == self.config.steps:
                     self.history.append({"step": self.step, **{k: round(v.item(), 6) for k, v in losses.items()}})
                     progress.update(self.step, "  ".join(f"{k} {v.item():.4f}" for k, v in losses.items()))
-                if checkpoint is not None and time.time() - saved > self.config.checkpoint_seconds:
+                if checkpoint is not None and (stop.requested or time.time() - saved > self.config.checkpoint_seconds):
                     self.save(checkpoint, fingerprint)
                     saved = time.time()
+                if stop.requested:
+                    stop.leave()
                 if on_step is not None:
                     on_step(self)
         self.occupancy.update(self.field)
