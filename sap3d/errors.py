@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import os
 import signal
 import sys
 from typing import Callable
@@ -46,7 +48,16 @@ def one_line(error: BaseException, lower: str = "the batch size") -> str | None:
             return f"{name} cannot be used ({cause.strerror}): remove what is in its place or choose another root with ROOT_DIR"
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or any(part in text for part in _MEMORY) or number == errno.ENOMEM:
             return _out_of_memory(cause, lower)
+    if isinstance(error, (OSError, RuntimeError)) and _disk_is_full():  # a program that was started to write a file, say
+        return "no space left on the disk: free some space and run the same command again"
     return None
+
+
+def _disk_is_full() -> bool:
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(os.environ.get("ROOT_DIR") or os.path.dirname(__file__))
+        return disk.f_bavail * disk.f_frsize < 1 << 16
+    return False
 
 
 # How libraries say it that do not pass the system's error on

@@ -31,12 +31,17 @@ def _terminate(*_):
 def end_with_parent() -> None:
     """Ask Linux for SIGTERM when the driver whose process id is in SAP3D_DRIVER dies, so that nothing works on unseen."""
     driver = os.environ.get("SAP3D_DRIVER", "")
-    if not driver.isdigit() or int(driver) != os.getppid():
+    if not driver.isdigit():
         return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # 1: PR_SET_PDEATHSIG
-        if os.getppid() != int(driver):  # it died before that line
-            raise Terminated
+    if os.getppid() == int(driver):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # 1: PR_SET_PDEATHSIG
+    try:
+        os.kill(int(driver), 0)
+    except ProcessLookupError:  # it died before that line
+        raise Terminated from None
+    except OSError:
+        pass
 
 
 class Stop:

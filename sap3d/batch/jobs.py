@@ -70,7 +70,7 @@ class Job:
 
 @dataclass
 class Attempt:
-    """How one run of run_pipeline.sh ended. ``fresh``: it wrote new figures."""
+    """How one run of run_pipeline.sh ended. ``fresh``: it was no repetition that left finished figures alone."""
 
     status: int
     cause: str
@@ -78,14 +78,16 @@ class Attempt:
     place: str
 
 
-def run_attempt(command: list[str], log: Path, results: Path, device: str, variables: dict | None = None, on_start: Callable | None = None, bound: bool = False) -> Attempt:
-    """Run ``command`` on ``device`` ("cpu" or a GPU's index) to its end, its output appended to ``log``.
+def run_attempt(
+    command: list[str], log: Path, results: Path, device: str, node: str = "", variables: dict | None = None, on_start: Callable | None = None, bound: bool = False
+) -> Attempt:
+    """Run ``command`` on ``device`` ("cpu" or a GPU's index) to its end, its output appended to ``log``; ``node``: its name for the log.
 
     ``bound``: the run is ended (with a checkpoint) when this process dies. An interrupt is passed on, and waited for.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     before = results.stat().st_mtime_ns if results.is_file() else 0
-    place = f"{platform.node()}, {'CPU' if device == 'cpu' else 'GPU ' + device}"
+    place = f"{node or platform.node()}, {'CPU' if device == 'cpu' else 'GPU ' + device}"
     with open(log, "ab") as stream:
         stream.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} on {place}\n".encode())
         stream.flush()
@@ -107,7 +109,7 @@ def run_attempt(command: list[str], log: Path, results: Path, device: str, varia
         cause = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1]).removeprefix("error: ")
         if status < 0:
             cause = f"killed by signal {-status}"
-    return Attempt(status, cause, results.is_file() and results.stat().st_mtime_ns != before, place)
+    return Attempt(status, cause, not results.is_file() or results.stat().st_mtime_ns != before, place)
 
 
 def stop(process: subprocess.Popen) -> None:

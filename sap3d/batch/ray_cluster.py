@@ -81,9 +81,8 @@ def _attempt(repository: str, command: list[str], log: str, results: str, gpu: b
     from sap3d.batch.jobs import run_attempt
 
     device = str(ray.get_gpu_ids()[0]) if gpu else "cpu"
-    result = run_attempt(command, Path(log), Path(results), device, variables, bound=True)
-    result.place = f"{ray.util.get_node_ip_address()} node {ray.get_runtime_context().get_node_id()[:6]}, {result.place.rsplit(', ', 1)[1]}"
-    return result
+    node = f"{ray.util.get_node_ip_address()} node {ray.get_runtime_context().get_node_id()[:6]}"
+    return run_attempt(command, Path(log), Path(results), device, node, variables, bound=True)
 
 
 def _result(ray, reference) -> Attempt:

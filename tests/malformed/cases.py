@@ -206,9 +206,15 @@ def models_and_pickles():
 
 def novel_views():
     for name in ("PNG cut after 90 bytes", "text", "PNG of no size"):
-        yield Case("images", f"novel view: {name}", stage(RECON, "model={model}", *SHORT), put(lambda p: p.scene.nvs_dir / "preds" / "040.png", files.broken_images()[name]), "040.png")
-    yield Case("images", "novel view: missing", stage(RECON, "model={model}", *SHORT), lambda p: (p.scene.nvs_dir / "preds" / "040.png").unlink(), "040.png")
+        yield Case("novel views", f" view: {name}", stage(RECON, "model={model}", *SHORT), put(lambda p: p.scene.nvs_dir / "preds" / "040.png", files.broken_images()[name]), "040.png")
+    yield Case("novel views", " missing", stage(RECON, "model={model}", *SHORT), lambda p: (p.scene.nvs_dir / "preds" / "040.png").unlink(), "040.png")
+
+
+def memory():
+    """Settings that ask for more memory than any machine has."""
+    yield Case("memory", "stage 1", stage(RELPOSE, "starts=1000000000000"), None, "lower relpose.starts")
+    yield Case("memory", "stage 3", stage(RECON, "sds=false", "warm_start=false", "rays=10000000000000", *SHORT), None, "lower recon.rays")
 
 
 def all_cases() -> list[Case]:
-    return [case for make in (images, yaml_files, command_lines, names, meshes, archives, models_and_pickles, novel_views) for case in make()]
+    return [case for make in (images, yaml_files, command_lines, names, meshes, archives, models_and_pickles, novel_views, memory) for case in make()]

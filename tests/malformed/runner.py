@@ -39,16 +39,19 @@ class Place:
 
     def __init__(self, folder: Path):
         self.folder, self.root, self.model, self.spare = folder, folder / "root", folder / "model", folder / "finished"
-        make_model(self.model)
         self.scene = make_scene(self.root)
         self.root.rename(self.spare)
         self.inputs, self.canary = folder / "inputs", folder / "canary"
 
-    def reset(self) -> None:
+    def reset(self, model: bool) -> None:
+        """Everything as it was at first, with a model where ``model`` asks for it."""
         for path in (self.root, self.inputs):
             shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(self.spare, self.root)
         self.inputs.mkdir()
+        if model and not self.model.exists():
+            make_model(self.model, self.scene)
+            shutil.copytree(self.scene.personal_dir, self.spare / self.scene.personal_dir.relative_to(self.root), dirs_exist_ok=True)
         self.canary.unlink(missing_ok=True)
 
     def photo(self, name="001.png") -> Path:
@@ -95,7 +98,7 @@ def as_process(command: list[str]) -> Ending:
 
 def run_case(case: Case, place: Place, run: Callable[[list[str]], Ending] = in_process) -> list[str]:
     """What is wrong with how ``case`` ended; empty when all is well."""
-    place.reset()
+    place.reset(model=case.group in ("pickles", "novel views"))
     if case.prepare:
         case.prepare(place)
     before, around = contents(place.root) | contents(place.inputs), sorted(os.listdir(place.folder.parent))

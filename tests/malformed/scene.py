@@ -2,27 +2,22 @@
 
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.scene import Scene, file_hash, write_cameras, write_json
-from sap3d.zero123 import save_personal, tiny_random_model
-from sap3d.zero123.personal import weights_hash
 from tests.malformed.files import disc
 
 VIEWS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90), "002": Camera.from_degrees(10, 200)}
 
 
 def make_scene(root: Path) -> Scene:
-    """Type T, object o: three photos, cameras, personal model, novel views, records, a mesh and results that must not be touched."""
+    """Type T, object o: three photos, cameras, novel views, records, a mesh and results that must not be touched."""
     scene = Scene("T", "o", 3, root)
     for k in range(3):
         write(scene.root / f"dataset/data/train/T/o/images/{k:03d}.png", disc(k))
     write_cameras(scene.initial_cameras, VIEWS)
     write_cameras(scene.refined_cameras, VIEWS)
-    model = tiny_random_model(0)
-    save_personal(scene.personal_dir / "personal.safetensors", model, ["cc_projection.linear.bias"], weights_hash(model))
     for name in protocol_test_cameras():
         write(scene.nvs_dir / "preds" / f"{name}.png", disc()[..., :3])
     for path in (scene.initial_cameras.with_suffix(".record.json"), *(f / "record.json" for f in (scene.personal_dir, scene.nvs_dir, scene.nerf_dir, scene.mesh_dir, scene.results_dir))):
@@ -32,10 +27,16 @@ def make_scene(root: Path) -> Scene:
     return scene
 
 
-def make_model(folder: Path) -> Path:
-    """A small random Zero-1-to-3 in diffusers' format."""
-    tiny_random_model(0).save(folder, torch.float32)
-    return folder
+def make_model(folder: Path, scene: Scene) -> None:
+    """A small random Zero-1-to-3 in diffusers' format, and a personal model of it for ``scene``."""
+    import torch  # takes seconds; most inputs are refused before it is needed
+
+    from sap3d.zero123 import save_personal, tiny_random_model
+    from sap3d.zero123.personal import weights_hash
+
+    model = tiny_random_model(0)
+    model.save(folder, torch.float32)
+    save_personal(scene.personal_dir / "personal.safetensors", model, ["cc_projection.linear.bias"], weights_hash(model))
 
 
 def write(path: Path, array) -> None:

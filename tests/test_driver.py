@@ -1,0 +1,191 @@
+"""Running one object: the lock, dry runs, single stages, interrupts, a killed driver."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from sap3d.errors import InputError, one_line
+from sap3d.interrupt import Terminated, finish_step_first
+from sap3d.lock import lock_file, run_lock
+from sap3d.scene import REPOSITORY, Scene
+from tests.malformed.scene import contents, make_scene
+
+
+@pytest.fixture
+def scene(tmp_path):
+    return make_scene(tmp_path)
+
+
+def start(scene, *options, **variables):
+    command = ["sh", str(REPOSITORY / "run_pipeline.sh"), "T", "o", "3", "cpu", *options]
+    given = {**os.environ, "PYTHON": sys.executable, "ROOT_DIR": str(scene.root), **variables}
+    return subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+
+
+# --- lock -------------------------------------------------------------------------------------------------------------
+def test_one_run_at_a_time(scene):
+    other = Scene("T", "o", 2, scene.root)
+    with run_lock(scene):
+        with pytest.raises(InputError, match=f"another run works on this object .process {os.getpid()} on .* since .*; wait for it or end it"):
+            with run_lock(scene):
+                pass
+        with run_lock(other):  # another number of views has folders of its own
+            pass
+        done = start(scene, "--only-stage", "eval")
+        _, errors = done.communicate()
+        assert done.returncode == 2 and errors.startswith("error: ") and "another run works on this object" in errors and len(errors.splitlines()) == 1
+    assert not lock_file(scene).exists()
+
+
+def test_lock_of_a_killed_run_is_taken_over(scene):
+    lock_file(scene).write_text("process 1 on elsewhere")
+    with run_lock(scene):
+        assert f"process {os.getpid()}" in lock_file(scene).read_text()
+    assert not lock_file(scene).exists()
+
+
+def test_waiting_for_the_lock(scene, monkeypatch):
+    monkeypatch.setenv("SAP3D_LOCK_WAIT", "30")
+    order, held = [], threading.Event()
+
+    def first():
+        with run_lock(scene):
+            held.set()
+            time.sleep(0.5)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with run_lock(scene):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    monkeypatch.setenv("SAP3D_LOCK_WAIT", "long")
+    with pytest.raises(InputError, match="SAP3D_LOCK_WAIT"):
+        with run_lock(scene):
+            pass
+
+
+def test_no_lock_where_nothing_can_be_written(scene, monkeypatch):
+    monkeypatch.setattr(os, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))  # root may write anywhere
+    with run_lock(scene):
+        pass
+
+
+# --- dry runs and single stages ---------------------------------------------------------------------------------------
+def test_dry_run_writes_nothing_and_says_why(scene):
+    before = contents(scene.root)
+    done = start(scene, "--dry-run", "--seed", "7", "booth.steps=9")
+    output, errors = done.communicate()
+    assert done.returncode == 0 and errors == "" and contents(scene.root) == before
+    first, second, third, last = output.split("== ")[1:]
+    assert "would run: changed since it ran: setting weights, device" in first  # its record is of other settings
+    assert "would run after that: python -m camerabooth.run --type T --object o --views 3 seed=7 steps=9" in second
+    assert "3D_Recon.threestudio.launch --type T --object o --views 3 seed=7" in third and "sap3d.evaluate" in last
+
+
+def test_stages_can_be_chosen(scene):
+    for options, expected in ((("--from-stage", "recon"), ["stage 3 of 3", "evaluation"]), (("--only-stage=booth",), ["stage 2 of 3"])):
+        output, errors = start(scene, "--dry-run", *options).communicate()
+        assert [line[3:].split(":")[0] for line in output.splitlines() if line.startswith("== ")] == expected, errors
+
+
+# --- interrupts -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number, error", ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)))
+def test_a_signal_lets_the_step_finish(number, error):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    steps = []
+    with pytest.raises(error):
+        with finish_step_first() as stop:
+            for step in range(5):
+                if step == 2:
+                    os.kill(os.getpid(), number)
+                steps.append(step)
+                if stop.requested:
+                    stop.leave()
+    assert steps == [0, 1, 2]
+    with pytest.raises(error):  # the second signal does not wait
+        with finish_step_first():
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def wait_for(condition, seconds=300):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.05)
+
+
+def is_free(scene) -> bool:
+    try:
+        with run_lock(scene):
+            return True
+    except InputError:
+        return False
+
+
+SLOW = "relpose.search=so3 relpose.queries=1000 relpose.iterations=100000000".split()  # a stage that would take hours
+
+
+@pytest.mark.parametrize("number, status", ((signal.SIGTERM, 143), (signal.SIGINT, 130)))
+def test_a_signal_to_the_driver_reaches_the_stage(scene, number, status):
+    process = start(scene, *SLOW)
+    for line in process.stdout:
+        if line.startswith("== stage 1"):
+            break
+    time.sleep(1)
+    os.kill(process.pid, number)
+    _, errors = process.communicate()
+    assert process.returncode == status and "Traceback" not in errors
+    assert not lock_file(scene).exists() and is_free(scene)
+
+
+def test_a_killed_driver_takes_its_stage_along(scene):
+    process = start(scene, *SLOW)
+    for line in process.stdout:
+        if line.startswith("== stage 1"):
+            break
+    assert not is_free(scene)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    wait_for(lambda: is_free(scene))
+    process.communicate()
+
+
+# --- what the system refuses --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "error, says",
+    (
+        (OSError(28, "No space left on device", "/a/b"), "no space left on the disk while writing /a/b"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "no space left"),
+        (OSError(27, "File too large", "/a/b"), "ulimit -f"),
+        (PermissionError(13, "Permission denied", "/a/b"), "/a/b cannot be written (Permission denied)"),
+        (NotADirectoryError(20, "Not a directory", "/a/b"), "/a/b cannot be used"),
+        (MemoryError(), "out of memory: lower booth.batch_size"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes."), "out of memory: lower booth.batch_size"),
+    ),
+)
+def test_one_line(error, says):
+    assert says in one_line(error, "booth.batch_size")
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise ValueError("something else") from cause
+    except ValueError as wrapped:
+        assert says in one_line(wrapped, "booth.batch_size")
+
+
+def test_faults_of_the_program_keep_their_traceback():
+    assert one_line(ValueError("shape mismatch")) is None and one_line(FileNotFoundError(2, "No such file", "x")) is None
