@@ -1,36 +1,25 @@
-"""Bad input ends in one clear line and a non-zero status, and leaves alone what is finished."""
+"""Bad input ends in one clear line and a non-zero status, and leaves alone what is finished: what the lines say.
+
+Hundreds of further inputs, which need only end well: tests/test_malformed.py.
+"""
 
 import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from sap3d.cameras import Camera, protocol_test_cameras
-from sap3d.scene import REPOSITORY, Scene, file_hash, write_cameras, write_json
+from sap3d.scene import REPOSITORY, write_cameras
 from sap3d.zero123 import save_personal, tiny_random_model
 from sap3d.zero123.personal import weights_hash
+from tests.malformed.files import disc
+from tests.malformed.scene import VIEWS, contents, make_scene, write
 
 QUICK_SETTINGS = ("steps=1", "grid=[8]", "level_starts=[0.0]", "photo_sizes=[16]", "render_size=16", "turntable_frames=1", "mesh_cells=16", "texture_size=64")
 STAGES = ("relposepp.run", "camerabooth.run", "3D_Recon.threestudio.launch")
-VIEWS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90), "002": Camera.from_degrees(10, 200)}
-
-
-def disc(k=0, size=32):
-    y, x = np.mgrid[:size, :size]
-    image = np.full((size, size, 4), (200 - 60 * k, 60, 20 + 80 * k, 255), np.uint8)
-    image[(x - size / 2) ** 2 + (y - size / 2) ** 2 >= (size / 3) ** 2] = 0
-    return image
-
-
-def write(path: Path, array) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +32,11 @@ def model_folder(tmp_path_factory):
 @pytest.fixture
 def scene(tmp_path, monkeypatch, model_folder):
     """An object with three photos and the outputs of all stages (stand-ins, but of the right form), ROOT_DIR set to it."""
-    scene = Scene("T", "o", 3, tmp_path / "root")
-    for k in range(3):
-        write(scene.root / f"dataset/data/train/T/o/images/{k:03d}.png", disc(k))
-    write_cameras(scene.initial_cameras, VIEWS)
-    write_cameras(scene.refined_cameras, VIEWS)
+    scene = make_scene(tmp_path / "root")
     model = tiny_random_model(0)
     save_personal(scene.personal_dir / "personal.safetensors", model, ["cc_projection.linear.bias"], weights_hash(model))
-    for name in protocol_test_cameras():
-        write(scene.nvs_dir / "preds" / f"{name}.png", disc()[..., :3])
-    for path in (scene.initial_cameras.with_suffix(".record.json"), *(f / "record.json" for f in (scene.personal_dir, scene.nvs_dir, scene.nerf_dir, scene.mesh_dir, scene.results_dir))):
-        write_json(path, {"stage": "earlier", "config": {}, "inputs": {}, "seconds": 1})
-    for path in (scene.mesh_dir / "model.obj", scene.results_dir / "results.json"):
-        path.write_text("finished earlier")
     monkeypatch.setenv("ROOT_DIR", str(scene.root))
     return scene
-
-
-def contents(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): file_hash(path) for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def refused(capsys, monkeypatch, module: str, *settings, views="3", type_="T", object_="o") -> str:

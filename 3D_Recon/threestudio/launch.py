@@ -41,9 +41,9 @@ def main(scene: Scene, config: ReconConfig) -> Path:
         print(f"3D_Recon: {scene.object} with {scene.views} views is done already, see {scene.mesh_dir}")
         return scene.mesh_dir
 
+    cameras = _cameras(scene, config, list(photos))
     from . import export  # torch and the rest take seconds to import
 
-    cameras = _cameras(scene, config, list(photos))
     recon = _reconstruction(scene, config, photos, cameras)
     checkpoint = scene.nerf_dir / "checkpoints" / "last.pt"
     write_json(scene.nerf_dir / "config.json", settings)

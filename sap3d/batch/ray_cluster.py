@@ -36,8 +36,10 @@ def run_ray(
         gpu = 1 if resources.get("GPU", 0) >= 1 and list(gpus or []) != ["cpu"] else 0
         _check_size(ray, cpus, gpu, memory_gb)
         options = {"num_cpus": cpus, "num_gpus": gpu, "max_retries": 0} | ({"memory": int(memory_gb * (1 << 30))} if memory_gb else {})
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker knows where the repository is once it runs
         remote = ray.remote(**options)(_attempt)
-        board.say(f"Ray: {len(ray.nodes())} nodes, {resources.get('CPU', 0):.0f} CPU cores, {resources.get('GPU', 0):.0f} GPUs; a job takes {cpus:g} cores and {gpu} GPU")
+        board.say(f"Ray: {len(ray.nodes())} nodes, {resources.get('CPU', 0):.0f} CPU cores, {resources.get('GPU', 0):.0f} GPUs; a job takes {cpus:g} cores and {gpu} GPU; "
+                  f"given out from node {ray.get_runtime_context().get_node_id()[:6]}")
         variables = {"SAP3D_LOCK_WAIT": str(LOCK_WAIT_SECONDS)} | (variables or {})
 
         def submit(job: Job):
