@@ -210,7 +210,7 @@ def interrupted(folder: Path, reference: Scene) -> list[str]:
 
 
 def full_disk(folder: Path, reference: Scene) -> list[str] | None:
-    """Every folder of outputs on a disk of 64 kB, one after another, then on one with room. None where mounting is not allowed."""
+    """Every folder of outputs on a disk of 16 kB, one after another, then on one with room. None where mounting is not allowed."""
     libc = ctypes.CDLL(None, use_errno=True)
     scene, faults = make_tiny_object(folder / "full"), []
     if libc.unshare(0x00020000) or libc.mount(None, b"/", None, 0x44000, None):  # a mount namespace of our own, nothing passed on
@@ -218,7 +218,7 @@ def full_disk(folder: Path, reference: Scene) -> list[str] | None:
     for top in ("camerabooth", "3D_Recon", "results"):
         place = scene.root / top
         place.mkdir(exist_ok=True)
-        if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=64k"):
+        if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=16k"):
             return None
         status, text = ended(attempt(scene, folder / "log")), (folder / "log").read_text()
         errors = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -226,7 +226,10 @@ def full_disk(folder: Path, reference: Scene) -> list[str] | None:
             faults.append(f"{top}: status {status}: {text[-800:]}")
         libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 32, b"size=1g")  # 32: MS_REMOUNT
     status = ended(attempt(scene, folder / "log"))
-    return faults + ([f"status {status}: {(folder / 'log').read_text()[-300:]}"] if status else differences(scene, reference))
+    faults += [f"status {status}: {(folder / 'log').read_text()[-300:]}"] if status else differences(scene, reference)
+    for top in ("camerabooth", "3D_Recon", "results"):
+        libc.umount2(str(scene.root / top).encode(), 2)  # 2: MNT_DETACH
+    return faults
 
 
 def main() -> int:
