@@ -37,6 +37,7 @@ def unpack_zip(path: Path, target: Path) -> None:
                     raise InputError(f"{path}: member {info.filename!r} points outside of the archive; it is not used")
             if sum(info.file_size for info in members) > LARGEST_OBJECT:
                 raise InputError(f"{path}: unpacks to more than {LARGEST_OBJECT >> 30} GB, which is no scanned object")
+            target.mkdir(parents=True, exist_ok=True)  # an empty archive makes nothing
             archive.extractall(target)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be unpacked ({error}); download it again") from None

@@ -92,7 +92,11 @@ def load_mesh(path: str | Path) -> RenderMesh:
     offset, coloured = 0, False
     for geometry, matrix in instances:
         triangles = np.asarray(geometry.faces, dtype=np.int64)
-        points = np.asarray(geometry.vertices, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+        points = np.asarray(geometry.vertices, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != 3 or triangles.min() < 0 or triangles.max() >= len(points):
+            raise InputError(f"{path}: its vertices have not three coordinates, or a face names a vertex that is not there; export it again")
+        with np.errstate(all="ignore"):  # what is not finite is left out below
+            points = points @ matrix[:3, :3].T + matrix[:3, 3]
         texture, uv, colour = _appearance(geometry, triangles)
         coloured |= colour is not None
         vertices.append(points)

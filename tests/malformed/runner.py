@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -73,14 +74,15 @@ def in_process(command: list[str]) -> Ending:
     sys.argv = list(command)
     os.environ.pop("SAP3D_DRY_RUN", None)
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*found in sys.modules after import", category=RuntimeWarning)  # of runpy: it has run here before
             if command[0].endswith(".py"):
                 runpy.run_path(str(REPOSITORY / command[0]), run_name="__main__")
             else:
                 runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     except SystemExit as ending:
         status = ending.code if isinstance(ending.code, int) else 1 if ending.code else 0
-    except BaseException as error:
+    except Exception as error:
         status = 1
         errors.write(f"Traceback: {type(error).__name__}: {error}\n")
     finally:
