@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from dataset.render import add_settings, object_folders, render_object, settings_from
 from sap3d.errors import ArgumentParser, InputError, cli, one_line
+from sap3d.images import load_rgb
 from sap3d.mesh_render import load_mesh_normalised
 from sap3d.scene import check_name, root_dir
 
@@ -70,6 +71,7 @@ def gather(model: Path, target: Path) -> Path:
         source = next((folder / name for folder in textures if (folder / name).is_file()), None)
         if source is None:
             raise InputError(f"{model}: its texture {name} is missing; {_LAYOUT}")
+        load_rgb(source)  # one that cannot be decoded would be left out without a word
         shutil.copyfile(source, target / name)
     if found:
         lines = [f"map_Kd {PurePosixPath(line.split()[-1]).name}" if line.lower().split()[:1] == ["map_kd"] else line for line in lines]

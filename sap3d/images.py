@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Sequence
 
@@ -45,7 +46,10 @@ def open_image(path: Path) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{path}: no such image file")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next line refuses smaller ones
+            image = Image.open(path)
+        with image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"{path}: {image.width} x {image.height} pixels is too large; scale it to at most 8000 x 8000")
             image.load()

@@ -81,6 +81,7 @@ def bombs() -> dict[str, bytes]:
     return {
         "PNG of 30000 x 30000 pixels": png(30000, 30000, 1, 0, rows(3_000_000)),
         "PNG of 9000 x 9000 pixels": png(9000, 9000, 8, 6, rows(3_000_000)),
+        "PNG of 12000 x 12000 pixels": png(12000, 12000, 8, 6, rows(3_000_000)),
         "PNG of 2147483647 x 1 pixels": png(2**31 - 1, 1, 8, 6),
         "PNG of 65535 x 65535 pixels": png(65535, 65535, 16, 6),
         "PNG with 80 MB of text": png(before=text),
