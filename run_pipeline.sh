@@ -71,7 +71,7 @@ END
 
 # --- arguments ---------------------------------------------------------------------------------------------------------
 fail() {
-    echo "error: $*" >&2
+    printf 'error: %s\n' "$(printf '%s' "$*" | tr '\n' ' ')" >&2 # on one line, whatever the user has typed
     exit 2
 }
 
