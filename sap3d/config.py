@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Sequence, TypeVar
@@ -44,9 +45,16 @@ def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Seq
             raise InputError(f"{item!r} cannot be read as key=value ({first_line(error)})") from None
         merged = _merge(merged, one, item, cls)
     try:
-        return OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:  # "???" and ${references}
         raise InputError(f"{yaml_path or 'settings'}: {first_line(error)}; write plain values") from None
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if any(isinstance(part, float) and not math.isfinite(part) for part in (value if isinstance(value, (list, tuple)) else [value])):
+            raise InputError(f"{field.name}={value} must be a finite number")
+        if field.name == "seed" and not 0 <= value < 10**10:
+            raise InputError(f"seed={value} must lie in 0 .. 9999999999")
+    return config
 
 
 def _merge(base, update, source: str, cls):
