@@ -105,6 +105,14 @@ def check_config(config: ReconConfig) -> None:
     for name in ("steps", "rays", "render_size", "turntable_frames", "mesh_cells", "mesh_faces", "texture_size", "tile_rays", "sds_every", "sds_batch", "sds_cameras"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
+    for name, low, high in (
+        ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
+        ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
+    ):  # fmt: skip
+        if not low <= getattr(config, name) <= high:
+            raise InputError(f"{name}={getattr(config, name)} must lie in {low} .. {high}")
+    if min(config.photo_sizes) < 1 or max(config.photo_sizes) > 4096:
+        raise InputError(f"photo_sizes={config.photo_sizes}: sizes must lie in 1 .. 4096")
     if min(config.grid) < 4 or max(config.grid) > 512:
         raise InputError(f"grid={config.grid}: sizes must lie in 4..512")
     for name, choices in (
