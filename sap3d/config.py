@@ -52,6 +52,8 @@ def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Seq
         value = getattr(config, field.name)
         if any(isinstance(part, float) and not math.isfinite(part) for part in (value if isinstance(value, (list, tuple)) else [value])):
             raise InputError(f"{field.name}={value} must be a finite number")
+        if field.name == "device" and value.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise InputError(f"device {value!r} is unknown: use auto, cpu or cuda")
         if field.name == "seed" and not 0 <= value < 10**10:
             raise InputError(f"seed={value} must lie in 0 .. 9999999999")
     return config
