@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Sequence
@@ -201,7 +203,9 @@ def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[st
     if not checkpoint.is_file():
         return 0, [], 0.0
     try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle that is none of ours: the error below says it
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
         if state["fingerprint"] != fingerprint:
             return 0, [], 0.0
         with torch.no_grad():
@@ -213,7 +217,8 @@ def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[st
             scaler.load_state_dict(state["scaler"])
         return state["step"], list(state["losses"]), float(state["seconds"])
     except Exception as error:
-        raise InputError(f"{checkpoint}: damaged checkpoint ({first_line(error)}); delete it to start this stage again") from None
+        reason = "it holds other things than numbers" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        raise InputError(f"{checkpoint}: damaged checkpoint ({reason}); delete it to start this stage again") from None
 
 
 def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, step: int) -> dict[str, Tensor]:

@@ -100,7 +100,10 @@ def as_process(command: list[str]) -> Ending:
 
 def run_case(case: Case, place: Place, run: Callable[[list[str]], Ending] = in_process) -> list[str]:
     """What is wrong with how ``case`` ended; empty when all is well."""
-    place.reset(model=case.group in ("pickles", "novel views"))
+    begins = case.group in ("pickles", "novel views", "memory")  # found out by a stage that has begun, and so has removed its outdated record
+    place.reset(model=begins)
+    for record in place.root.rglob("*record.json") if begins else ():
+        record.unlink()
     if case.prepare:
         case.prepare(place)
     before, around = contents(place.root) | contents(place.inputs), sorted(os.listdir(place.folder.parent))
