@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sap3d.errors import InputError
-from sap3d.regularisers import RegulariserObject, list_regularisers, load_regularisers
+from sap3d.regularisers import RegulariserObject, list_regularisers, load_array, load_regularisers
 from sap3d.scene import Scene
 
 CHOICES = ("similar", "random", "none")
@@ -53,10 +53,7 @@ def _descriptors(images: Tensor) -> Tensor:
 
 
 def _read_matches(path: Path, known: list[str]) -> list[str]:
-    try:
-        rows = np.load(path, allow_pickle=False).astype(str).ravel()
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not an array of object ids ({error}); write it with numpy.save as strings") from None
+    rows = load_array(path, "an array of object ids").astype(str).ravel()
     ids = [Path(row).name for row in rows]
     missing = [i for i in ids if i not in known]
     if missing:

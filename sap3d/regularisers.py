@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from sap3d.cameras import Camera, camera_from_pose
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 from sap3d.images import load_rgba, resize, to_uint8
 from sap3d.scene import atomic_path
 
@@ -39,6 +40,17 @@ class RegulariserObject:
     def over_white_with_cover(self) -> np.ndarray:
         """(V, S, S, 4) uint8: colour over white, and coverage."""
         return np.concatenate([self.over_white(), self.images[..., 3:]], -1)
+
+
+def load_array(path: Path, what: str) -> np.ndarray:
+    """The array of a .npy file, read without executing code; raises InputError: ``path`` is not ``what``."""
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):  # an archive of arrays
+            raise ValueError("several arrays")
+        return array
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not {what} ({first_line(error)}); write it again with numpy.save") from None
 
 
 def list_regularisers(folder: Path) -> list[str]:
@@ -92,9 +104,10 @@ def _load_folder(path: Path, uid: str, size: int | None) -> RegulariserObject:
         pose_path = path / "poses" / f"{image_path.stem}.npy"
         if not pose_path.is_file():
             raise InputError(f"{pose_path}: missing, but {image_path.name} exists; every view needs its pose")
+        pose = load_array(pose_path, "a 3 x 4 pose")
         try:
-            cameras.append(camera_from_pose(np.load(pose_path)))
-        except (ValueError, OSError) as error:
+            cameras.append(camera_from_pose(pose))
+        except (ValueError, TypeError) as error:
             raise InputError(f"{pose_path}: not a 3 x 4 pose ({error}); write it again") from None
         images.append(_premultiply(load_rgba(image_path), size))
     if not images:

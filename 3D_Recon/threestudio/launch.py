@@ -46,11 +46,11 @@ def main(scene: Scene, config: ReconConfig) -> Path:
 
     recon = _reconstruction(scene, config, photos, cameras)
     checkpoint = scene.nerf_dir / "checkpoints" / "last.pt"
-    write_json(scene.nerf_dir / "config.json", settings)
     mesh_record.unlink(missing_ok=True)
     with completion_record(nerf_record, "3D_Recon nerf", settings, inputs) as facts:
         facts["resumed_seconds"] = recon.resume(checkpoint, _fingerprint(config, inputs))
         recon.run(checkpoint, _fingerprint(config, inputs))
+        write_json(scene.nerf_dir / "config.json", settings)
         views = export.export_renders(scene, config, recon)
         export.export_turntable(scene, config, recon)
         export.export_sheet(scene, photos, views)
