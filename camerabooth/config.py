@@ -39,15 +39,15 @@ class BoothConfig:
     gradient_clip: float = 1.0
 
     # Novel views
-    nvs_steps: int = 5  # DDIM steps: with the bundled weights few are better than many (docs/log.md)
-    guidance_scale: float = 2.0
+    nvs_steps: int = 1  # DDIM steps: with the bundled weights one, the mean of what they expect, is better than more (docs/log.md)
+    guidance_scale: float = 1.0
     # The photos that condition a step: all of them at once, or one: near (nearer is likelier), nearest, random or first.
     condition_strategy: str = "auto"  # auto takes all where the model has a plane sweep, else near
     nvs_batch_size: int = 12  # views denoised together
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
     SECTION: ClassVar[str] = "booth"  # of a preset
-    QUICK: ClassVar[tuple[str, ...]] = ("steps=30", "steps_per_extra_view=5", "batch_size=8", "nvs_steps=4")
+    QUICK: ClassVar[tuple[str, ...]] = ("steps=30", "steps_per_extra_view=5", "batch_size=8")
 
 
 _CHOICES = {

@@ -31,7 +31,7 @@ from tests.tiny_scene import SETTINGS, make_tiny_object
 
 STAGES = (("relposepp.run", "relposepp.config", "RelPoseConfig", "relpose"), ("camerabooth.run", "camerabooth.config", "BoothConfig", "booth"),
           ("3D_Recon.threestudio.launch", "3D_Recon.threestudio.config", "ReconConfig", "recon"), ("sap3d.evaluate", "sap3d.evaluate", "EvaluationConfig", "eval"))  # fmt: skip
-LIBRARIES = ("torch", "diffusers", "lpips", "trimesh", "xatlas", "imageio.v2", "camerabooth.training", "camerabooth.nvs", "relposepp.estimate", "relposepp.network", "3D_Recon.threestudio.export",
+LIBRARIES = ("torch", "sap3d.compat", "diffusers", "lpips", "trimesh", "xatlas", "imageio.v2", "camerabooth.training", "camerabooth.nvs", "relposepp.estimate", "relposepp.network", "3D_Recon.threestudio.export",
              "3D_Recon.threestudio.optimise", "3D_Recon.threestudio.prior", "sap3d.zero123", "sap3d.metrics.image", "sap3d.metrics.shape")  # fmt: skip
 PARTS = {  # by where an operation writes
     "stage 1": "camerabooth/configs/", "training": "camerabooth/experiments_TINY", "novel views": "camerabooth/experiments_nvs",

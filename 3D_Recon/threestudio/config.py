@@ -44,7 +44,7 @@ class ReconConfig:
     # than a decibel with two photos and cost half of one with five unless they count little: hence the exponent (docs/log.md).
     warm_start: bool = True
     warm_start_weight: float = 0.4  # of the Charbonnier loss at the beginning, with one photo
-    warm_start_exponent: float = 3.0  # N photos: divided by N to this power
+    warm_start_exponent: float = 2.0  # N photos: divided by N to this power
     warm_start_final: float = 0.0  # factor on it at the end
     warm_start_size: int = 64  # pixels of the novel views
     warm_start_rays: int = 768  # pixels a step
@@ -62,7 +62,7 @@ class ReconConfig:
     sds_residual: str = "image"  # where the residual is taken: image (decoded prediction minus render) or latent (published)
     sds_t_start: List[float] = field(default_factory=lambda: [0.5, 0.9])  # range of noise levels (share of all time steps) at first
     sds_t_end: List[float] = field(default_factory=lambda: [0.02, 0.4])  # and at the end
-    guidance_scale: float = 1.5
+    guidance_scale: float = 1.0
     sds_elevations: List[float] = field(default_factory=lambda: [-45.0, 60.0])  # degrees
     tile_rays: int = 8192  # rays rendered with a graph at a time: sets the peak memory
 
