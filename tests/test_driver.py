@@ -98,8 +98,16 @@ def test_stages_can_be_chosen(scene):
 
 
 # --- interrupts -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def heard():
+    """SIGINT as Python handles it, also where the tests themselves were started in the background and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number, error", ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)))
-def test_a_signal_lets_the_step_finish(number, error):
+def test_a_signal_lets_the_step_finish(heard, number, error):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     steps = []
     with pytest.raises(error):
