@@ -27,8 +27,9 @@ class CameraTable(nn.Module):
     """Polar angle, azimuth and radius of N views.
 
     ``delta`` (N, 3) holds d_polar (radians), d_azimuth (radians), d_log_radius, each times ``freedom`` of its view, a factor
-    in [0, 1]: 1 for a camera that may move, 0 for one that is known. The first view's azimuth is the gauge and stays. The published condition sees differences of polar angles only, so with it test-time training cannot repair
-    a common error in elevation; a plane sweep sees the polar angles themselves.
+    in [0, 1]: 1 for a camera that may move, 0 for one that is known. The first view's azimuth is the gauge and stays. The
+    published condition sees differences of polar angles only, so with it test-time training cannot repair a common error in
+    elevation; a plane sweep sees the polar angles themselves.
     """
 
     def __init__(self, cameras: Mapping[str, Camera], freedom: Mapping[str, float] | None = None):

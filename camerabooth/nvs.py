@@ -16,6 +16,7 @@ from sap3d.progress import Progress
 from sap3d.zero123 import Zero123
 from sap3d.zero123.sampler import sample_views
 
+
 def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:
     """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``; photos (N, 4, S, S)."""
     with torch.no_grad():

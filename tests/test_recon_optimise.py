@@ -115,7 +115,7 @@ def test_latent_gradient_is_that_of_the_published_loss():
     noisy = model.add_noise(latent, noise, t).detach()
     pose = torch.from_numpy(prior.pose_condition(camera, CAMERAS["000"]))[None].float()
     with torch.no_grad():
-        out = model.predict_guided(noisy, t, guidance.features[[0]], pose, config.guidance_scale)
+        out = model.guided(noisy, t, *model.conditions(guidance.features[[0]], pose), config.guidance_scale)
         residual = model.predicted_noise(out, noisy, t) - noise
     loss = ((1 - model.alphas_cumprod[t]) * residual * latent).sum()
     (expected,) = torch.autograd.grad(loss, image)

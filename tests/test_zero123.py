@@ -142,7 +142,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction(model, features
     unconditional = model.predict(noisy, t, features[[0, 1]], pose, torch.zeros(2), torch.zeros(2))
     for scale in (0.0, 1.0, 3.0, 7.5):
         expected = unconditional + scale * (conditional - unconditional)
-        assert torch.allclose(model.predict_guided(noisy, t, features[[0, 1]], pose, scale), expected, atol=1e-4)
+        assert torch.allclose(model.guided(noisy, t, *model.conditions(features[[0, 1]], pose), scale), expected, atol=1e-4)
 
 
 @torch.no_grad()

@@ -97,15 +97,21 @@ def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop
     return diffusion_error(model, features[each], latents, batch["pose"].flatten(0, 1), generator, drop, snr_gamma, noises).mean()
 
 
+def ink(views: torch.Tensor) -> torch.Tensor:
+    """Colour over white and coverage (..., 4, S, S) as ink, that is 1 - colour, and coverage."""
+    return torch.cat([1 - views[..., :3, :, :], views[..., 3:, :, :]], -3)
+
+
+def condition_ink(batch: dict) -> torch.Tensor:
+    """Ink and coverage (G K, M, 4, S, S) of the conditions of every target of a batch."""
+    return ink(batch["condition"]).repeat_interleave(batch["target"].shape[1], 0)
+
+
 def guess_loss(model: Zero123, batch: dict, generator: torch.Generator, size: int, noise_deg: list[float]) -> torch.Tensor:
     """Error of the first guess, ink and coverage at ``size`` pixels; cameras off by one of the spreads ``noise_deg``."""
-    targets = batch["target"].shape[1]
-    condition = batch["condition"].repeat_interleave(targets, 0)
-    ink = torch.cat([1 - condition[:, :, :3], condition[:, :, 3:]], 2)
     pose = jitter_poses(batch["pose"], noise_deg, generator).flatten(0, 1)
-    truth = batch["target"].flatten(0, 1)
-    truth = nn.functional.interpolate(torch.cat([1 - truth[:, :3], truth[:, 3:]], 1), (size, size), mode="area")
-    error = model.multiplane(ink, pose, size) - truth
+    truth = nn.functional.interpolate(ink(batch["target"].flatten(0, 1)), (size, size), mode="area")
+    error = model.multiplane(condition_ink(batch), pose, size) - truth
     return (error.square() + 0.1 * error.abs()).mean()
 
 
@@ -115,10 +121,8 @@ def measure_residual(model: Zero123, source: PairSource, batches: int = 40) -> N
     total, model = 0.0, model.eval()
     for step in range(batches):
         batch = source.batch(step)
-        targets = batch["target"].shape[1]
-        condition = batch["condition"].repeat_interleave(targets, 0)
-        ink = model.multiplane(torch.cat([1 - condition[:, :, :3], condition[:, :, 3:]], 2), batch["pose"].flatten(0, 1))
-        left = model.encode_target((1 - ink[:, :3]).clamp(0, 1)) - model.encode_target(batch["target"].flatten(0, 1)[:, :3])
+        guess = model.multiplane(condition_ink(batch), batch["pose"].flatten(0, 1))
+        left = model.encode_target((1 - guess[:, :3]).clamp(0, 1)) - model.encode_target(batch["target"].flatten(0, 1)[:, :3])
         total = total + left.square().mean((0, 2, 3))
     model.multiplane.residual_variance.copy_(total / batches)
 

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder
-from sap3d.zero123.multiplane import MultiplaneRenderer
 from sap3d.zero123.model import CameraProjection, Zero123
+from sap3d.zero123.multiplane import MultiplaneRenderer
 from sap3d.zero123.sweep import PlaneSweep
 
 

@@ -245,12 +245,9 @@ class Zero123(nn.Module):
             concat = concat * keep_concat[:, None, None, None].to(concat.dtype)
         return self._denoise(noisy, t, tokens, concat)
 
-    def predict_guided(self, noisy: Tensor, t: Tensor, features: ConditionFeatures, pose: Tensor, guidance_scale: float) -> Tensor:
-        """Classifier-free guidance: unconditional + scale * (conditional - unconditional); one batch of twice the size."""
-        return self.guided(noisy, t, *self.conditions(features, pose), guidance_scale)
-
     def guided(self, noisy: Tensor, t: Tensor, tokens: Tensor, concat: Tensor, guidance_scale: float) -> Tensor:
-        """``predict_guided`` of what ``conditions`` gave, which a caller may use for many steps."""
+        """Classifier-free guidance on what ``conditions`` gave, which a caller may use for many steps: unconditional + scale *
+        (conditional - unconditional); one batch of twice the size."""
         if guidance_scale == 1:
             return self._denoise(noisy, t, tokens, concat)
         tokens, concat = (torch.cat([torch.zeros_like(x), x]) for x in (tokens, concat))
