@@ -1,9 +1,12 @@
 """The first guess: what is projected where, opaque planes, gradients, and what the diffusion model does with it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from camerabooth.prior.calibrate import measure_gain
 from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError
 from sap3d.zero123 import ConditionFeatures, load_zero123, tiny_random_model
@@ -134,6 +137,70 @@ def test_little_noise_is_removed_by_the_guess_s_variance(model):
     model.multiplane.residual_variance.fill_(1.0)
 
 
+class RandomViews:
+    """Batches as camerabooth.prior.data draws them: two groups of two targets from two conditions."""
+
+    def batch(self, step):
+        generator = torch.Generator().manual_seed(100 + step)
+        views = torch.nn.functional.interpolate(torch.rand(2, 4 * 4, 5, 5, generator=generator), (32, 32), mode="bicubic").clamp(0, 1).view(2, 4, 4, 32, 32)
+        return {"condition": views[:, :2], "target": views[:, 2:], "pose": poses(CAMERAS[:2], CAMERAS[1:]).expand(2, -1, -1, -1)}
+
+
+def test_the_measured_gain_takes_back_noise_and_keeps_what_is_right(tmp_path):
+    """A U-Net whose output is what is left of the target plus noise of the same power is believed by half; one of noise alone not at all."""
+    model, source = tiny_random_model(0, multiplane=8), RandomViews()
+    assert bool((model.correction_gain == 1).all())
+    state = {}
+
+    def denoise(noisy, t, tokens, concat):
+        return state["output"](noisy, t) + model.linear_guess(noisy, t, concat)
+
+    plain_add, plain_target = model.add_noise, model.training_target
+    model._denoise = denoise
+    model.add_noise = lambda latents, noise, t: state.update(latents=latents, noise=noise) or plain_add(latents, noise, t)
+    prepared = model.conditions
+
+    def remember(*arguments):
+        state["concat"] = prepared(*arguments)[1]
+        return prepared(*arguments)
+
+    model.conditions = remember
+
+    def left(noisy, t):
+        return plain_target(state["latents"], state["noise"], t) - model.linear_guess(noisy, t, state["concat"])
+
+    def other(like):
+        return torch.randn(like.shape, generator=torch.Generator().manual_seed(int(1e6 * float(like.abs().sum())) % 2**31)) * like.square().mean((2, 3), keepdim=True).sqrt()
+
+    for output, expected in ((left, 1.0), (lambda n, t: left(n, t) + other(left(n, t)), 0.5), (lambda n, t: 0.3 * other(left(n, t)), 0.0)):
+        state["output"] = output
+        measure_gain(model, source, batches=4)
+        assert float((model.correction_gain.mean() - expected).abs()) < 0.1, expected
+    del model._denoise, model.add_noise, model.conditions
+    model.correction_gain[:, ::2] = 0.5
+    model.save(tmp_path / "model", torch.float32)
+    assert torch.equal(load_zero123(tmp_path / "model").correction_gain, model.correction_gain)
+
+
+def test_the_gain_damps_the_correction_alone(model):
+    """With factors of 0 the prediction is the guess again, whatever the U-Net says; where the condition is dropped, they do not count."""
+    features, pose = features_of(model), poses(CAMERAS[2:], CAMERAS[:2])
+    sets = ConditionFeatures(features.concat[None], features.tokens[None])
+    t = torch.tensor([model.num_timesteps - 1])
+    noisy = torch.randn(1, model.latent_channels, model.latent_size, model.latent_size, generator=torch.Generator().manual_seed(1))
+    changed = copy.deepcopy(model)
+    torch.nn.init.normal_(changed.unet.conv_out.weight, std=0.1)
+
+    def clean(keep, gain):
+        changed.correction_gain.fill_(gain)
+        with torch.no_grad():
+            return changed.predicted_original(changed.predict(noisy, t, sets, pose, torch.tensor([keep]), torch.tensor([keep])), noisy, t)
+
+    assert torch.allclose(clean(1.0, 0.0), model.encode_target(model.first_guess(sets, pose)), atol=2e-3)
+    assert float((clean(1.0, 1.0) - clean(1.0, 0.0)).abs().max()) > 0.01
+    assert torch.equal(clean(0.0, 1.0), clean(0.0, 0.0))
+
+
 def test_sampling_saving_and_loading(model, tmp_path):
     features = features_of(model)
     views = sample_views(model, features, CAMERAS[:2], CAMERAS, steps=2)
@@ -147,7 +214,7 @@ def test_sampling_saving_and_loading(model, tmp_path):
 # --- weights in 8 bits ------------------------------------------------------------------------------------------------
 def test_weights_in_8_bits(model, tmp_path):
     model.save(tmp_path / "whole", torch.float32)
-    model.save(tmp_path / "small", unet_int8=True)
+    model.save(tmp_path / "small", int8=True)
     size = lambda folder: sum(f.stat().st_size for f in (tmp_path / folder / "unet").iterdir())  # noqa: E731
     assert size("small") < 0.3 * size("whole")
     again = load_zero123(tmp_path / "small")
@@ -160,7 +227,7 @@ def test_weights_in_8_bits(model, tmp_path):
 def test_8_bit_weights_that_do_not_fit_are_refused(model, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    model.save(tmp_path / "model", unet_int8=True)
+    model.save(tmp_path / "model", int8=True)
     file = next((tmp_path / "model" / "unet").glob("int8-*"))
     tensors = load_file(file)
     for change, expected in (

@@ -40,6 +40,7 @@ class PriorConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
     guess_size: int = 64  # pixels at which the first guess is compared with the truth
+    guess_perceptual: float = 0.1  # weight of the LPIPS distance of the first guess, at the image's size, beside its squared error
     pose_noise_deg: list[float] = field(default_factory=lambda: [0.0, 1.0, 3.0])  # spread of errors of the cameras, one drawn for each object; for the guess
     drop_condition: float = 0.05  # probability of each of: tokens, concatenation, both dropped
     snr_gamma: float = 0.0  # min-SNR weighting (arXiv 2303.09556); 0: uniform. With v-prediction it all but removes high noise, where structure is decided
@@ -48,7 +49,7 @@ class PriorConfig:
     threads: int = 0  # CPU threads (0: all)
 
     # Reports and results
-    export_int8: bool = True  # --export writes the U-Net in 8 bits
+    export_int8: bool = True  # --export writes the U-Net and the renderer in 8 bits
     log_every: int = 50
     validate_every: int = 1000
     checkpoint_every: int = 200

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import os
 import time
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 import sap3d.compat  # noqa: F401
 import pytorch_lightning as pl
 
+from camerabooth.prior.calibrate import condition_features, condition_ink, ink, measure_gain, measure_residual
 from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource, jitter_poses
 from camerabooth.prior.validate import guess_views, sample_sheet, validation_loss
@@ -28,6 +30,7 @@ from camerabooth.training import diffusion_error
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import save_image
+from sap3d.metrics.image import LpipsAlex
 from sap3d.zero123 import Zero123, add_multiplane, build_tiny, load_zero123
 
 
@@ -54,7 +57,7 @@ class PriorModule(pl.LightningModule):
     def loss(self, model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
         if self.config.part == "multiplane":
             noise = self.config.pose_noise_deg if model.multiplane.training else [0.0]
-            return guess_loss(model, batch, generator, self.config.guess_size, noise)
+            return guess_loss(model, batch, generator, self.config.guess_size, noise, self.config.guess_perceptual)
         return diffusion_loss(model, batch, generator, drop, snr_gamma, self.config.noises_per_target)
 
     def training_step(self, batch, _):
@@ -88,43 +91,31 @@ def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop
 
     Conditions are dropped with probability ``drop`` each: tokens, concatenation, or both.
     """
-    groups, count = batch["condition"].shape[:2]
-    targets = batch["target"].shape[1]
-    condition = batch["condition"].flatten(0, 1)
-    features = model.encode_condition(condition[:, :3], condition[:, 3:])
-    each = torch.arange(groups * count, device=condition.device).view(groups, count).repeat_interleave(targets, 0)
     latents = model.encode_target(batch["target"].flatten(0, 1)[:, :3])
-    return diffusion_error(model, features[each], latents, batch["pose"].flatten(0, 1), generator, drop, snr_gamma, noises).mean()
+    return diffusion_error(model, condition_features(model, batch), latents, batch["pose"].flatten(0, 1), generator, drop, snr_gamma, noises).mean()
 
 
-def ink(views: torch.Tensor) -> torch.Tensor:
-    """Colour over white and coverage (..., 4, S, S) as ink, that is 1 - colour, and coverage."""
-    return torch.cat([1 - views[..., :3, :, :], views[..., 3:, :, :]], -3)
+def guess_loss(model: Zero123, batch: dict, generator: torch.Generator, size: int, noise_deg: list[float], perceptual: float = 0.0) -> torch.Tensor:
+    """Error of the first guess, ink and coverage at ``size`` pixels; cameras off by one of the spreads ``noise_deg``.
 
-
-def condition_ink(batch: dict) -> torch.Tensor:
-    """Ink and coverage (G K, M, 4, S, S) of the conditions of every target of a batch."""
-    return ink(batch["condition"]).repeat_interleave(batch["target"].shape[1], 0)
-
-
-def guess_loss(model: Zero123, batch: dict, generator: torch.Generator, size: int, noise_deg: list[float]) -> torch.Tensor:
-    """Error of the first guess, ink and coverage at ``size`` pixels; cameras off by one of the spreads ``noise_deg``."""
+    perceptual: weight of LPIPS-AlexNet between the colours over white, both enlarged to the size of the views: a guess that
+    minimises the squared error alone is a mean of what could be there, softer than anything that could.
+    """
     pose = jitter_poses(batch["pose"], noise_deg, generator).flatten(0, 1)
     truth = nn.functional.interpolate(ink(batch["target"].flatten(0, 1)), (size, size), mode="area")
-    error = model.multiplane(condition_ink(batch), pose, size) - truth
-    return (error.square() + 0.1 * error.abs()).mean()
+    guess = model.multiplane(condition_ink(batch), pose, size)
+    error = guess - truth
+    loss = (error.square() + 0.1 * error.abs()).mean()
+    if perceptual > 0:
+        full, lpips = batch["target"].shape[-1], perceptual_distance(guess.device)
+        seen, true = (nn.functional.interpolate(1 - 2 * x[:, :3].float(), (full, full), mode="bilinear") for x in (guess, truth))
+        loss = loss + perceptual * lpips.distance(lpips.features(seen), lpips.features(true)).mean()
+    return loss
 
 
-@torch.no_grad()
-def measure_residual(model: Zero123, source: PairSource, batches: int = 40) -> None:
-    """Variance of the truth's latents about the guess's, over training views: ``MultiplaneRenderer.residual_variance``."""
-    total, model = 0.0, model.eval()
-    for step in range(batches):
-        batch = source.batch(step)
-        guess = model.multiplane(condition_ink(batch), batch["pose"].flatten(0, 1))
-        left = model.encode_target((1 - guess[:, :3]).clamp(0, 1)) - model.encode_target(batch["target"].flatten(0, 1)[:, :3])
-        total = total + left.square().mean((0, 2, 3))
-    model.multiplane.residual_variance.copy_(total / batches)
+@functools.lru_cache(maxsize=2)
+def perceptual_distance(device: torch.device) -> LpipsAlex:
+    return LpipsAlex(device)
 
 
 class TimeBox(pl.Callback):
@@ -245,7 +236,9 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
         model = module.averaged_model()
         if config.part == "multiplane":
             measure_residual(model, source)
-        model.save(export, unet_int8=config.export_int8)
+        if model.multiplane is not None:
+            measure_gain(model, load_data(config, "validation", False, 8, 2, config.sets), report=print)
+        model.save(export, int8=config.export_int8)
         print(f"step {state['global_step']} exported to {export}")
         return export
     start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint.is_file() else 0

@@ -113,9 +113,8 @@ class LpipsAlex:
         self.trunk = load_alexnet_features().to(device, memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.linear = [w.to(device) for w in _lpips_linear_layers()]
 
-    @torch.inference_mode()
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Unit-normalised activations of the five ReLU layers; ``images`` (B, 3, H, W) in [-1, 1]."""
+        """Unit-normalised activations of the five ReLU layers; ``images`` (B, 3, H, W) in [-1, 1]. Gradients flow to the images."""
         shift = images.new_tensor(_LPIPS_SHIFT).view(1, 3, 1, 1)
         scale = images.new_tensor(_LPIPS_SCALE).view(1, 3, 1, 1)
         x = ((images - shift) / scale).to(memory_format=torch.channels_last)
@@ -146,6 +145,7 @@ def to_batch(images: Mapping[str, np.ndarray], names: list[str], size: int = EVA
     return torch.from_numpy(np.stack([resize(images[name], size) for name in names])).permute(0, 3, 1, 2).contiguous()
 
 
+@torch.inference_mode()
 def score_images(
     truth: Mapping[str, np.ndarray],
     predictions: Mapping[str, Mapping[str, np.ndarray]],

@@ -102,16 +102,24 @@ class Zero123(nn.Module):
     (``linear_guess``), so that copying noise need not be learned; needs the patch autoencoder and v-prediction.
     multiplane: renders a first guess of the target from the condition images. Its latents are concatenated too and are the
     mean of the linear guess, so that the U-Net predicts what is left of the guess; needs sweep and linear_skip.
+    correction_gain: (bins of noise levels, latent channels), factors on what the U-Net adds to the linear guess around
+    ``multiplane``'s (camerabooth/prior/calibrate.py measures them; None: 1).
     """
 
+    GAIN_BINS = 10  # of equal numbers of time steps
+
     def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler, sweep: PlaneSweep | None = None,
-                 linear_skip: bool = False, multiplane: MultiplaneRenderer | None = None):  # fmt: skip
+                 linear_skip: bool = False, multiplane: MultiplaneRenderer | None = None, correction_gain: Tensor | None = None):  # fmt: skip
         super().__init__()
         self.sweep, self.linear_skip, self.multiplane = sweep, linear_skip, multiplane
         self.unet, self.vae, self.image_encoder, self.cc_projection = unet, vae, image_encoder, cc_projection
         self.scheduler = scheduler
         self.offloaded: tuple[nn.Module, ...] = ()  # parts that are kept in main memory while they are idle (sap3d/zero123/memory.py)
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.clone().float(), persistent=False)
+        gain = torch.ones(self.GAIN_BINS, self.latent_channels) if correction_gain is None else correction_gain.float()
+        if gain.shape != (self.GAIN_BINS, self.latent_channels):
+            raise ValueError(f"correction_gain must be {self.GAIN_BINS} lists of {self.latent_channels} numbers, got {tuple(gain.shape)}")
+        self.register_buffer("correction_gain", gain, persistent=False)
         for frozen in (vae, image_encoder, multiplane):
             if frozen is not None:
                 frozen.requires_grad_(False)
@@ -270,7 +278,11 @@ class Zero123(nn.Module):
         out = self.unet(torch.cat([noisy.to(concat.dtype), concat], dim=1), t, encoder_hidden_states=tokens).sample.to(noisy.dtype)
         if not self.linear_skip:
             return out
-        return out + self.linear_guess(noisy, t, concat if self.multiplane is not None else None)
+        if self.multiplane is None:
+            return out + self.linear_guess(noisy, t)
+        given = concat[:, -self.latent_channels - 1 : -self.latent_channels].to(noisy.dtype)
+        gain = self.correction_gain[t * self.GAIN_BINS // self.num_timesteps][..., None, None]
+        return torch.lerp(torch.ones_like(gain), gain, given) * out + self.linear_guess(noisy, t, concat)
 
     def linear_guess(self, noisy: Tensor, t: Tensor, concat: Tensor | None = None) -> Tensor:
         """v of the best linear estimate of each latent channel from its own noisy value (a Wiener filter with the channel's
@@ -319,19 +331,21 @@ class Zero123(nn.Module):
         return self.alphas_cumprod[t][:, None, None, None]
 
     # --- files ----------------------------------------------------------------------------------------------------
-    def save(self, folder: Path, dtype: torch.dtype = torch.float16, unet_int8: bool = False) -> None:
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16, int8: bool = False) -> None:
         """Write the model as a diffusers-format folder, atomically; weights in shards of at most 15 MB.
 
-        ``unet_int8``: the U-Net, which is most of it, in 8 bits (sap3d/zero123/int8.py); diffusers itself cannot read that.
+        ``int8``: the U-Net and the renderer, which are most of it, in 8 bits (sap3d/zero123/int8.py); diffusers itself cannot read that.
         """
         with atomic_dir(Path(folder)) as temporary:
-            if unet_int8:
+            if int8:
                 save_int8(self.unet, temporary / "unet")
             else:
                 _save_module(self.unet, temporary / "unet", dtype)
             _save_module(self.vae, temporary / "vae", torch.float32)
             _save_module(self.image_encoder, temporary / "image_encoder", dtype)
-            if self.multiplane is not None:
+            if self.multiplane is not None and int8:
+                save_int8(self.multiplane, temporary / "multiplane")
+            elif self.multiplane is not None:
                 _save_module(self.multiplane, temporary / "multiplane", dtype)
             (temporary / "cc_projection").mkdir()
             write_json(temporary / "cc_projection" / "config.json", self.cc_projection.config())
@@ -350,6 +364,7 @@ class Zero123(nn.Module):
                     **({"sweep": self.sweep.config()} if self.sweep is not None else {}),
                     **({"linear_skip": True} if self.linear_skip else {}),
                     **({"multiplane": "MultiplaneRenderer"} if self.multiplane is not None else {}),
+                    **({"correction_gain": [[round(x, 3) for x in row] for row in self.correction_gain.tolist()]} if self.multiplane is not None else {}),
                 },
             )
 
@@ -382,13 +397,14 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         sweep = PlaneSweep(**index["sweep"]) if "sweep" in index else None
         multiplane = _load(MultiplaneRenderer, folder / "multiplane", dtype) if "multiplane" in index else None
+        gain = torch.tensor(index["correction_gain"]) if "correction_gain" in index else None
+        model = Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane, gain).to(device, dtype).eval()
     except InputError:
         raise
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
     except Exception as error:  # safetensors raises its own class for damaged files
         raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
-    model = Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane).to(device, dtype).eval()
     model.alphas_cumprod = scheduler.alphas_cumprod.float().to(device)  # the noise schedule is never rounded
     return model
 
