@@ -88,8 +88,8 @@ class PhotoPairs:
     def _guess(self, key, features: ConditionFeatures, pose: Tensor) -> Tensor:
         """The first guess (3, S, S) from one set of conditions (M, ...) with poses (M, 8); kept under ``key``."""
         if key not in self._guesses:
-            sets = ConditionFeatures(features.concat[None], features.tokens[None])
-            self._guesses[key] = self.model.first_guess(sets, pose[None].to(features.tokens.device))[0]
+            every = torch.arange(len(features), device=features.tokens.device)[None]
+            self._guesses[key] = self.model.first_guess(features[every], pose[None].to(features.tokens.device))[0]
         return self._guesses[key]
 
     def photo_guesses(self, target: Tensor, condition: Tensor, mirrored: Tensor) -> Tensor | None:
@@ -116,7 +116,7 @@ class PhotoPairs:
         condition = torch.cat([first[:, None], torch.from_numpy(np.array(others, dtype=np.int64).reshape(size, conditions - 1))], dim=1)
         mirrored = torch.from_numpy(rng.random(size) < 0.5) if self.mirror else torch.zeros(size, dtype=torch.bool)
         shift = mirrored.long() * self.count
-        return self.features[condition + shift[:, None]], self.latents[target + shift], target, condition, mirrored
+        return self.features.small[condition + shift[:, None]], self.latents[target + shift], target, condition, mirrored
 
     def regulariser_batch(self, rng: np.random.Generator, size: int, conditions: int = 1):
         """(features of (B, M), latents (B, ...), pose (B, M, 8), first guesses or None) of views of random regulariser objects."""

@@ -12,6 +12,7 @@ from sap3d.errors import InputError
 from sap3d.zero123 import ConditionFeatures, load_zero123, tiny_random_model
 from sap3d.zero123.multiplane import MultiplaneRenderer, shuffle, unshuffle
 from sap3d.zero123.sampler import sample_views
+from sap3d.zero123.sweep import pixel_centres, target_planes_in_condition, target_points_in_condition
 
 CAMERAS = [Camera(1.2, 0.4, 1.5), Camera(1.4, 1.9, 1.6), Camera(1.0, 3.0, 1.4)]
 
@@ -93,6 +94,34 @@ def test_learns_an_object_and_has_gradients_in_the_poses():
         errors.append(float(error.detach()))
     assert np.mean(errors[-3:]) < 0.5 * errors[0]
     assert bool((pose.grad[..., :6].abs() > 0).all())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_reading_the_photos_only_where_it_matters_changes_nothing_to_speak_of(count):
+    """Without gradients, large views are composited sparsely; the dense way is the reference."""
+    model, target = renderer(planes=32), Camera(1.25, 1.0, 1.5)
+    ink = torch.stack([ball(c, size=96) for c in CAMERAS[:count]])[None]
+    pose, truth = poses([target], CAMERAS[:count]), ball(target, size=96)[None]
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(12):  # so that it is not all haze
+        optimiser.zero_grad()
+        (model(ink, pose, 32) - torch.nn.functional.avg_pool2d(truth, 3)).square().mean().backward()
+        optimiser.step()
+    dense = model(ink, pose, 96).detach()
+    with torch.no_grad():
+        sparse = model(ink, pose, 96)
+    error = (sparse - dense).abs()
+    assert float(error.mean()) < 2e-3 and float(error.max()) < 0.05
+    assert float((dense - truth).abs().mean()) > 5 * float(error.mean())  # far smaller than what the guess is wrong by
+
+
+def test_points_are_projected_as_planes_are():
+    pose, offsets, size = poses(CAMERAS[2:], CAMERAS[:2])[0], torch.linspace(-0.5, 0.5, 5), 6
+    where = target_planes_in_condition(pose, offsets, size)
+    plane, row, column = torch.meshgrid(torch.arange(5), torch.arange(size), torch.arange(size), indexing="ij")
+    line = pixel_centres(size, pose)
+    points = target_points_in_condition(pose, offsets[plane.flatten()], line[column.flatten()], line[row.flatten()])
+    assert torch.allclose(points, where.flatten(1, 3), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +238,18 @@ def test_sampling_saving_and_loading(model, tmp_path):
     again = load_zero123(tmp_path / "model")
     assert torch.equal(sample_views(again, features, CAMERAS[:2], CAMERAS, steps=2), views)
     assert again.unet.config.in_channels == model.unet.config.in_channels
+
+
+def test_views_have_the_photos_size_where_those_are_larger(model):
+    """The guess shows what the photos have of detail; the diffusion model works at its own size and changes it there."""
+    images = torch.nn.functional.interpolate(torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(3)), (64, 64), mode="bicubic").clamp(0, 1)
+    large = model.encode_condition(images, torch.ones(2, 1, 64, 64))
+    small = model.encode_condition(torch.nn.functional.avg_pool2d(images, 2), torch.ones(2, 1, 32, 32))
+    assert large.photos.shape[-1] == 64 and small.photos is None and large.concat.shape == small.concat.shape
+    views, halves = (sample_views(model, features, CAMERAS[:2], CAMERAS[2:], steps=1) for features in (large, small))
+    assert views.shape[-1] == 64 and halves.shape[-1] == 32
+    assert float((torch.nn.functional.avg_pool2d(views, 2) - halves).abs().mean()) < 0.02
+    assert model.first_guess(large[torch.tensor([[0, 1]])], poses(CAMERAS[2:], CAMERAS[:2])).shape[-1] == 32
 
 
 # --- weights in 8 bits ------------------------------------------------------------------------------------------------

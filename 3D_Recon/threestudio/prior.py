@@ -80,7 +80,7 @@ class Guidance:
             noisy = model.add_noise(latent.detach(), noise, t)
             count = len(chosen)
             guess = self._guess(camera, chosen, pose)
-            prepared = model.conditions(self.features[chosen], pose, guess)
+            prepared = model.conditions(self.features.small[chosen], pose, guess)
             out = model.guided(noisy.expand(count, -1, -1, -1), t.expand(count), *prepared, config.guidance_scale)
             clean = model.predicted_original(out.mean(0, keepdim=True), noisy, t)
             alpha = model.alphas_cumprod[t]

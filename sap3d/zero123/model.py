@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Sequence
 
@@ -42,29 +42,38 @@ class ConditionFeatures:
     """What the model needs of B condition images: computed once, used at every step.
 
     concat: (B, C, h, w) the autoencoder's mode, not scaled; for a model with a plane sweep (B, 4, S, S) ink and coverage
-    (``Zero123.encode_condition``). tokens: (B, L, D) before the pose is added. An index (B, M) gives sets of M conditions.
+    (``Zero123.encode_condition``). tokens: (B, L, D) before the pose is added. photos: ink and coverage at the images' own
+    size, where that is larger and the model makes first guesses from it. An index (B, M) gives sets of M conditions.
     """
 
     concat: Tensor
     tokens: Tensor
+    photos: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.concat)
 
     def __getitem__(self, index) -> ConditionFeatures:
         index = torch.as_tensor(index, device=self.tokens.device) if isinstance(index, list) else index
-        return ConditionFeatures(self.concat[index], self.tokens[index])
+        return ConditionFeatures(self.concat[index], self.tokens[index], None if self.photos is None else self.photos[index])
 
     @classmethod
     def cat(cls, parts: Sequence[ConditionFeatures]) -> ConditionFeatures:
-        return cls(torch.cat([p.concat for p in parts]), torch.cat([p.tokens for p in parts]))
+        photos = [p.photos for p in parts]
+        whole = None if any(p is None for p in photos) or len({p.shape[-1] for p in photos}) > 1 else torch.cat(photos)
+        return cls(torch.cat([p.concat for p in parts]), torch.cat([p.tokens for p in parts]), whole)
 
     def keep(self, tokens: Tensor) -> ConditionFeatures:
         """With the tokens times ``tokens`` (B,) of 0 or 1. The published training drops the image's token alone: its pose stays."""
-        return ConditionFeatures(self.concat, self.tokens * tokens.view(-1, *[1] * (self.tokens.ndim - 1)).to(self.tokens.dtype))
+        return replace(self, tokens=self.tokens * tokens.view(-1, *[1] * (self.tokens.ndim - 1)).to(self.tokens.dtype))
+
+    @property
+    def small(self) -> ConditionFeatures:
+        """Without ``photos``: for callers that have the first guess already and index at every step."""
+        return replace(self, photos=None)
 
     def detach(self) -> ConditionFeatures:
-        return ConditionFeatures(self.concat.detach(), self.tokens.detach())
+        return ConditionFeatures(self.concat.detach(), self.tokens.detach(), None if self.photos is None else self.photos.detach())
 
 
 class CameraProjection(nn.Module):
@@ -169,11 +178,15 @@ class Zero123(nn.Module):
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     def decode_beside(self, latents: Tensor, guess: Tensor | None) -> Tensor:
-        """``decode``, with what latents cannot hold of the first guess (B, 3, S, S): its finest detail, which comes from the photos."""
+        """``decode``, with what latents cannot hold of the first guess (B, 3, S, S): its finest detail, which comes from the photos.
+        The images have the guess's size."""
         images = self.decode(latents)
         if guess is None:
             return images
-        return (images + guess - self.decode(self.encode_target(guess))).clamp(0, 1)
+        change = images - self.decode(self.encode_target(guess))
+        if guess.shape[-1] != change.shape[-1]:
+            change = F.interpolate(change, guess.shape[-2:], mode="bicubic", align_corners=False)
+        return (guess + change).clamp(0, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -204,7 +217,9 @@ class Zero123(nn.Module):
         ink = 1 - images
         if cover is None:
             cover = (10 * ink.amax(1, keepdim=True)).clamp(0, 1)
-        return ConditionFeatures(self._resized(torch.cat([ink, cover], dim=1)), tokens)
+        photos = torch.cat([ink, cover], dim=1)
+        own_size = self.multiplane is not None and photos.shape[-1] > self.image_size
+        return ConditionFeatures(self._resized(photos), tokens, photos if own_size else None)
 
     @property
     def takes_sets(self) -> bool:
@@ -212,13 +227,15 @@ class Zero123(nn.Module):
         return self.sweep is not None
 
     @torch.no_grad()
-    def first_guess(self, features: ConditionFeatures, pose: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] of the targets, by ``multiplane``, from conditions (B, M, ...) and poses (B, M, 8).
+    def first_guess(self, features: ConditionFeatures, pose: Tensor, size: int | None = None) -> Tensor:
+        """Images (B, 3, size, size) in [0, 1] of the targets, by ``multiplane``, from conditions (B, M, ...) and poses (B, M, 8).
+        size: None for ``image_size``; more shows what the photos have of detail (``ConditionFeatures.photos``).
 
         Without gradients: cameras are refined through the sweep, and those of the guess would cost three times its time.
         """
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 has too few digits for a product over many planes
-            return (1 - self.multiplane(features.concat.float(), pose.float())[:, :3]).clamp(0, 1)
+            ink = features.concat if features.photos is None else features.photos
+            return (1 - self.multiplane(ink.float(), pose.float(), size or self.image_size)[:, :3]).clamp(0, 1)
 
     def condition_channels(self, features: ConditionFeatures, pose: Tensor, guess: Tensor | None = None) -> Tensor:
         """What is concatenated to the noisy latents: of conditions (B, M, ...), poses (B, M, 8) and the first guess."""
@@ -267,7 +284,7 @@ class Zero123(nn.Module):
         """Cross-attention tokens (B, M L, D) and concatenated channels (B, C, h, w) for poses (B, 8) or (B, M, 8); ``guess``:
         what ``first_guess`` gave for them, if a caller has it already."""
         if pose.ndim == 2:
-            features, pose = ConditionFeatures(features.concat[:, None], features.tokens[:, None]), pose[:, None]
+            features, pose = features[torch.arange(len(features), device=features.tokens.device)[:, None]], pose[:, None]
         if pose.ndim != 3 or pose.shape[-1] != 8 or features.tokens.shape[:2] != pose.shape[:2]:
             raise ValueError(f"poses must be (B, 8) or (B, M, 8) like their {tuple(features.tokens.shape[:2])} conditions, got {tuple(pose.shape)}")
         dtype = self.unet.dtype

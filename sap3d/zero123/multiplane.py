@@ -16,8 +16,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sap3d.zero123.sweep import direction_cosine, target_planes_in_condition
+from sap3d.zero123.sweep import direction_cosine, pixel_centres, target_planes_in_condition, target_points_in_condition
 
+_NEGLIGIBLE = 0.002  # share of a pixel's light below which a cell's own colour is not looked up
 _GEOMETRY = 7  # channels that tell a cell where it is and from where it is seen
 
 
@@ -63,7 +64,8 @@ class MultiplaneRenderer(ModelMixin, ConfigMixin):
         half = target_planes_in_condition(flat, self.offsets, 2 * cells)
         described = torch.cat([self.encoder(coarse, flat[:, 4]), F.interpolate(coarse[:, :3], (cells,) * 2, mode="area")], 1)
         cover = F.interpolate(coarse[:, 3:], (2 * cells,) * 2, mode="area")
-        seen = torch.cat([warp(described, where), unshuffle(warp(cover, half))], 1).unflatten(0, (batch, count))  # (B, M, D, K, c, c)
+        cover = warp(cover, half)
+        seen = torch.cat([warp(described, where), unshuffle(cover)], 1).unflatten(0, (batch, count))  # (B, M, D, K, c, c)
 
         cosine = direction_cosine(pose.float())  # (B, M)
         share = torch.softmax(self.sharpness * cosine, dim=1)[..., None, None, None, None]
@@ -78,7 +80,12 @@ class MultiplaneRenderer(ModelMixin, ConfigMixin):
         photo = self.from_photo(torch.cat([seen, angle], 2).flatten(0, 1)).unflatten(0, (batch, count))
         logits = self.weight(F.silu(photo + self.from_volume(volume)[:, None]).flatten(0, 1)).view(batch, count, *volume.shape[2:])
         weights = torch.softmax(torch.cat([logits, painted_logit], 1), 1)
-        return self._composite(photos.unflatten(0, (batch, count)), flat, density, weights, torch.sigmoid(shuffle(painted)), size)
+        photos, painted = photos.unflatten(0, (batch, count)), torch.sigmoid(shuffle(painted))
+        if torch.is_grad_enabled() or size <= 4 * cells:  # below, looking for what matters costs as much as it saves
+            return self._composite(photos, flat, density, weights, painted, size)
+        hull = cover.unflatten(0, (batch, count)).amin(1)[:, 0]
+        views = zip(photos, flat.unflatten(0, (batch, count)), density[:, 0], hull, weights, painted)
+        return torch.stack([self._composite_sparsely(*view, size) for view in views])
 
     def _composite(self, ink: Tensor, pose: Tensor, density: Tensor, weights: Tensor, painted: Tensor, size: int) -> Tensor:
         batch, count = ink.shape[:2]
@@ -93,6 +100,40 @@ class MultiplaneRenderer(ModelMixin, ConfigMixin):
         passed = torch.cumprod(1 - alpha, 1)
         share = alpha * torch.cat([torch.ones_like(passed[:, :1]), passed[:, :-1]], 1)
         return torch.cat([(share[:, None] * blended).sum(2), share.sum(1, keepdim=True)], 1)
+
+    def _composite_sparsely(self, ink: Tensor, pose: Tensor, density: Tensor, hull: Tensor, weights: Tensor, painted: Tensor, size: int) -> Tensor:
+        """``_composite`` of one view (4, s, s), without gradients and several times faster where few cells matter: the photos are
+        read only where a bound on a cell's share of the light, from the coarse planes, is not negligible.
+
+        ink (M, 4, S, S); pose (M, 8); density and hull, the least coverage of the photos, (K, 2c, 2c); weights (M + 1, K, c, c);
+        painted (3, K, 2c, 2c).
+        """
+        most = torch.sigmoid(density + self.hull * (spread(hull) - 0.5))
+        least = torch.sigmoid(-spread(-density) + self.hull * (-spread(-hull) - 0.5))
+        passed = torch.cumprod(1 - least, 0)
+        bound = most * torch.cat([torch.ones_like(passed[:1]), passed[:-1]])
+        active = F.interpolate((spread(bound) > _NEGLIGIBLE).float()[None], (size, size), mode="nearest")[0] > 0
+        plane, row, column = active.nonzero(as_tuple=True)
+        line = pixel_centres(size, pose)
+        if ink.shape[-1] > size:
+            ink = F.interpolate(ink, (size, size), mode="area")
+        where = target_points_in_condition(pose, self.offsets[plane], line[column], line[row])
+        colour, cover = F.grid_sample(ink, where[:, None], mode="bilinear", padding_mode="zeros", align_corners=False)[:, :, 0].split([3, 1], 1)  # (M, 3 or 1, P)
+        colour = colour / cover.clamp_min(0.3)
+
+        fine = resize_planes(density[None, None], size)[0, 0]
+        logit = fine + self.hull * (resize_planes(hull[None, None], size)[0, 0] - 0.5)
+        logit[plane, row, column] = fine[plane, row, column] + self.hull * (cover[:, 0].amin(0) - 0.5)
+        alpha = torch.sigmoid(logit)
+        passed = torch.cumprod(1 - alpha, 0)
+        share = alpha * torch.cat([torch.ones_like(passed[:1]), passed[:-1]])
+        depth = (plane + 0.5) * (2 / len(self.offsets)) - 1
+        points = torch.stack([line[column], line[row], depth.to(line)], -1)[None, None, None]
+        read = lambda planes: F.grid_sample(planes[None], points, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0, 0]  # noqa: E731
+        weight = read(weights)  # (M + 1, P)
+        blended = (weight[:-1, None] * colour).sum(0) + weight[-1:] * read(painted)
+        out = blended.new_zeros(3, size * size).index_add(1, row * size + column, share[plane, row, column] * blended)
+        return torch.cat([out.view(3, size, size), share.sum(0, keepdim=True)])
 
     def _geometry(self, pose: Tensor, cosine: Tensor) -> Tensor:
         """(B, 7, K, c, c): place in the grid, the target's elevation, and how far the photos' directions are."""
@@ -174,6 +215,11 @@ def warp(photos: Tensor, where: Tensor) -> Tensor:
     """Photos (B, C, S, S) read at places (B, K, h, w, 2) of their image: (B, C, K, h, w), 0 outside of it."""
     planes = where.shape[1]
     return F.grid_sample(photos, where.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False).unflatten(2, (planes, -1))
+
+
+def spread(planes: Tensor) -> Tensor:
+    """The largest of each 3 x 3 cells of each plane of (K, h, w)."""
+    return F.max_pool2d(planes[None], 3, stride=1, padding=1)[0]
 
 
 def unshuffle(planes: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ def sample_views(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Images (T, 3, S, S) in [0, 1] of the object from the target cameras.
+    """Images (T, 3, S, S) in [0, 1] of the object from the target cameras; S is the model's size, or that of the photos where
+    the model makes first guesses from larger ones.
 
     ``features`` are those of the condition images, in the order of ``condition_cameras``. The noise of a view depends
     on the seed and on the view's index alone, so that batch size does not change the result beyond rounding.
@@ -98,6 +99,7 @@ def sample_views(
         choices = np.stack([draw(i, p) for i, p in enumerate(probabilities)])
     # (targets, steps or 1, M): the conditions of a target at a step; constant ones are prepared once.
     shape = (model.latent_channels, model.latent_size, model.latent_size)
+    size = None if features.photos is None else features.photos.shape[-1]
     poses = torch.tensor(np.stack([[pose_condition(t, c) for c in condition_cameras] for t in target_cameras]), dtype=torch.float32)
     images = []
     for start in range(0, len(target_cameras), batch_size):
@@ -108,7 +110,7 @@ def sample_views(
             if prepared is None or choices.shape[1] > 1:
                 chosen = torch.as_tensor(choices[start : start + len(index), min(step, choices.shape[1] - 1)])
                 conditions, pose = features[chosen.to(model.device)], poses[index[:, None], chosen].to(model.device)
-                guess = model.first_guess(conditions, pose) if model.multiplane is not None else None
+                guess = model.first_guess(conditions, pose, size) if model.multiplane is not None else None
                 prepared = model.conditions(conditions, pose, guess)
             latents = ddim_step(model, latents, timesteps, step, *prepared, guidance_scale)
         images.append(model.decode_beside(latents, guess))

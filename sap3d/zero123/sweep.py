@@ -81,6 +81,15 @@ def direction_cosine(pose: Tensor) -> Tensor:
     return polar_c.sin() * polar_t.sin() * pose[..., 2] + polar_c.cos() * polar_t.cos()
 
 
+def condition_from_target(pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotation (B, 3, 3) from the target's axes to the condition's, and both radii (B,), of poses (B, 8)."""
+    polar_c, radius_c = pose[:, 4], pose[:, 5]
+    # Only the difference of the azimuths matters: the condition camera is put at azimuth 0.
+    condition = look_at_axes(polar_c, torch.zeros_like(polar_c), torch.ones_like(polar_c))
+    target = look_at_axes(polar_c + pose[:, 0], pose[:, 1], pose[:, 2])
+    return condition @ target.transpose(1, 2), radius_c + pose[:, 3], radius_c
+
+
 def target_planes_in_condition(pose: Tensor, offsets: Tensor, size: int) -> Tensor:
     """Where the pixels of the target camera's planes lie in the condition image: (B, K, size, size, 2) for grid_sample.
 
@@ -88,14 +97,9 @@ def target_planes_in_condition(pose: Tensor, offsets: Tensor, size: int) -> Tens
     ``align_corners=False``: -1 and 1 are the outer edges, x to the right, y downwards. Points behind the condition camera
     come out far outside.
     """
-    polar_c, radius_c = pose[:, 4], pose[:, 5]
-    polar_t, radius_t = polar_c + pose[:, 0], radius_c + pose[:, 3]
+    rotation, radius_t, radius_c = condition_from_target(pose)
     tan_c, tan_t = pose[:, 6], pose[:, 7]
-    # Only the difference of the azimuths matters: the condition camera is put at azimuth 0.
-    condition = look_at_axes(polar_c, torch.zeros_like(polar_c), torch.ones_like(polar_c))
-    target = look_at_axes(polar_t, pose[:, 1], pose[:, 2])
-    rotation = condition @ target.transpose(1, 2)  # condition camera from target camera
-    step = (torch.arange(size, device=pose.device, dtype=pose.dtype) + 0.5) * (2 / size) - 1
+    step = pixel_centres(size, pose)
     depth = (radius_t[:, None] + offsets.to(pose))[:, :, None]  # (B, K, 1)
     x, y = depth * step * tan_t[:, None, None], -depth * step * tan_t[:, None, None]  # (B, K, S)
     # A point is depth * (x, y, -1) in the target camera, whose centre is (0, 0, radius) there; the origin has depth radius.
@@ -106,6 +110,24 @@ def target_planes_in_condition(pose: Tensor, offsets: Tensor, size: int) -> Tens
     )  # (B, K, S, S) each, from the origin
     scale = 1 / ((radius_c[:, None, None, None] - backward).clamp_min(0.05) * tan_c[:, None, None, None])
     return torch.stack([right * scale, -up * scale], dim=-1)
+
+
+def target_points_in_condition(pose: Tensor, offset: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """``target_planes_in_condition`` for P points alone: places (B, P, 2) in the B condition images of one target camera.
+
+    offset (P,): depth less the target's radius; column, row (P,): place in the target's image, -1 to 1 to the right and downwards.
+    """
+    rotation, radius_t, radius_c = condition_from_target(pose)
+    depth = radius_t[:, None] + offset.to(pose)
+    point = torch.stack([depth * column * pose[:, 7, None], -depth * row * pose[:, 7, None], radius_t[:, None] - depth], 1)  # (B, 3, P)
+    right, up, backward = (rotation @ point).unbind(1)
+    scale = 1 / ((radius_c[:, None] - backward).clamp_min(0.05) * pose[:, 6, None])
+    return torch.stack([right * scale, -up * scale], dim=-1)
+
+
+def pixel_centres(size: int, like: Tensor) -> Tensor:
+    """Centres (size,) of the pixels of a line from -1 to 1."""
+    return (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) * (2 / size) - 1
 
 
 def look_at_axes(polar: Tensor, sin_azimuth: Tensor, cos_azimuth: Tensor) -> Tensor:
