@@ -7,12 +7,14 @@
 A suite (fields below: ``Suite`` and ``Variant``) names objects, numbers of views and variants of the settings. Each
 variant works in a root of its own, .work/suites/<suite>/<variant>; a variant may take outputs of stages that it does
 not change from an earlier one, so that time goes where the difference is. Figures go to docs/results_rows/<suite>.json
-and .csv; a row is measured again when its settings change, or with --again.
+and .csv; a row is measured again when its settings, the stages' defaults or the bundled weights change, or with --again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import os
 import shutil
 import subprocess
@@ -28,7 +30,7 @@ from sap3d.config import as_dict, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import flat_row, write_csv
 from sap3d.results import load_results, summary_lines
-from sap3d.scene import REPOSITORY, Scene, read_json, root_dir, write_cameras, write_json
+from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, read_json, root_dir, write_cameras, write_json
 
 STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
 SUITES = REPOSITORY / "docs" / "suites"
@@ -153,6 +155,7 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
         "suite": name,
         "variant": key,
         "definition": definition(variant),
+        "made_by": made_by(),
         "commit": commit(),
         "cores": os.cpu_count(),
         "load_before": round(load, 2),
@@ -198,6 +201,18 @@ def definition(variant: Variant) -> dict:
     return {key: values[key] for key in ("stages", "settings", "quick", "cameras", "share_from", "share")}
 
 
+@functools.lru_cache(maxsize=1)
+def made_by() -> str:
+    """Hash of the stages' default settings (their config.py files) and of the bundled weights: another one makes rows out of date."""
+    files = [REPOSITORY / module.rpartition(".")[0].replace(".", "/") / "config.py" for module in STAGES.values()]
+    for folder in (BUNDLED_ZERO123, REPOSITORY / "relposepp" / "weights" / "tiny"):
+        files += sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    digest = hashlib.sha256()
+    for path in filter(Path.is_file, files):
+        digest.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def commit() -> str:
     """Short name of the code's commit, with a + when the work tree differs from it; empty outside of a checkout."""
     done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=REPOSITORY, capture_output=True, text=True)
@@ -233,7 +248,7 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
         stored = {row_key(row): row for row in load_rows(name)}
         row = stored.get((key, object_, n))
         label = f"[{index + 1}/{len(wanted)}] {key}, {object_}, {n} views"
-        if row and row["definition"] == definition(suite.variants[key]) and not arguments.again:
+        if row and row["definition"] == definition(suite.variants[key]) and row.get("made_by") == made_by() and not arguments.again:
             print(f"{label}: measured already", flush=True)
             continue
         print(label, flush=True)

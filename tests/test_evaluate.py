@@ -312,6 +312,14 @@ def run_small(**chosen):
     return suite.run_suite(name, loaded, arguments), {suite.row_key(row): row for row in suite.load_rows(name)}
 
 
+def test_new_weights_or_defaults_make_rows_out_of_date(small_suite, capsys, monkeypatch):
+    run_small(variants=["full"])
+    capsys.readouterr()
+    monkeypatch.setattr(suite, "made_by", lambda: "others")
+    _, rows = run_small(variants=["full"])
+    assert "measured already" not in capsys.readouterr().out and rows["full", "car", 2]["made_by"] == "others"
+
+
 def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
     failures, rows = run_small()
     assert not failures and list(rows) == [("full", "car", 2), ("sharp", "car", 2), ("oracle", "car", 2)]
