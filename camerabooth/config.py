@@ -23,10 +23,10 @@ class BoothConfig:
     train: bool = True  # false: novel views from the base model and the initial cameras
     trained: str = "unet"  # unet (whole U-Net + projection, as published), attention (its attention layers + projection), lora (low-rank changes of them + projection), projection
     lora_rank: int = 16  # of lora (arXiv 2106.09685)
-    steps: int = 100  # optimiser steps for two views
-    steps_per_extra_view: int = 30  # and these for each further view
-    batch_size: int = 16  # photo pairs a step
-    regulariser_batch: int = 4  # pairs of regulariser objects a step (prior preservation); 0: none
+    steps: int = 40  # optimiser steps for two views
+    steps_per_extra_view: int = 10  # and these for each further view
+    batch_size: int = 8  # photo pairs a step
+    regulariser_batch: int = 2  # pairs of regulariser objects a step (prior preservation); 0: none
     regulariser: str = "similar"  # which objects: similar (to the photos), random or none
     regulariser_objects: int = 8  # how many objects
     learning_rate: float = 1e-4  # of the networks; falls to zero along a cosine over all steps
@@ -47,7 +47,7 @@ class BoothConfig:
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
     SECTION: ClassVar[str] = "booth"  # of a preset
-    QUICK: ClassVar[tuple[str, ...]] = ("steps=30", "steps_per_extra_view=5", "batch_size=8")
+    QUICK: ClassVar[tuple[str, ...]] = ("steps=16", "steps_per_extra_view=4")
 
 
 _CHOICES = {
