@@ -11,10 +11,22 @@ from torch import Tensor
 from camerabooth.config import BoothConfig
 from camerabooth.training import compute_context
 from sap3d.cameras import Camera
+from sap3d.config import resolve_device
 from sap3d.images import resize
 from sap3d.progress import Progress
-from sap3d.zero123 import Zero123
+from sap3d.scene import BUNDLED_ZERO123, Scene
+from sap3d.zero123 import Zero123, load_personal, load_zero123
+from sap3d.zero123.memory import DTYPES, check_card, prepare
 from sap3d.zero123.sampler import sample_views
+
+
+def personal_model(scene: Scene, config: BoothConfig) -> Zero123:
+    """The base model with what stage 2 has trained for the object, placed as ``config`` says."""
+    device = resolve_device(config.device)
+    check_card(config.model or BUNDLED_ZERO123, device, "novel_views")
+    model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
+    prepare(model, device, config.vae_slicing, config.offload)
+    return model
 
 
 def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:

@@ -122,18 +122,14 @@ def _changes(initial: dict, refined: dict) -> dict:
 
 def render(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray]) -> None:
     """The 84 views of the protocol, the condition images, a contact sheet and a video along the middle row."""
-    from camerabooth.nvs import novel_views
-    from sap3d.zero123 import load_personal, load_zero123
-    from sap3d.zero123.memory import DTYPES, check_card, prepare
+    from camerabooth.nvs import novel_views, personal_model
     from sap3d.zero123.photos import photos_over_white
 
-    device = _device(config)
-    check_card(config.model or BUNDLED_ZERO123, device, "novel_views")
-    model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
-    prepare(model, device, config.vae_slicing, config.offload)
+    _device(config)
+    model = personal_model(scene, config)
     cameras = read_cameras(scene.refined_cameras)
     targets = protocol_test_cameras()
-    views = novel_views(model, photos_over_white(images).to(device), {name: cameras[name] for name in images}, targets, config)
+    views = novel_views(model, photos_over_white(images).to(model.device), {name: cameras[name] for name in images}, targets, config)
     with atomic_dir(scene.nvs_dir) as folder:
         for name, image in images.items():
             save_image(folder / "conds" / f"{name}.png", image)

@@ -1,6 +1,7 @@
 """Stage 2 on a very small random model: cameras as parameters, pairs, schedule, resume, one view, the stage on disk."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from camerabooth import run, training
+from camerabooth import run, training, view
 from camerabooth.camera_table import CameraTable, freedom_of
 from camerabooth.config import BoothConfig
 from camerabooth.nvs import novel_views
@@ -16,6 +17,7 @@ from camerabooth.regulariser import choose_regularisers
 from camerabooth.training import PhotoPairs, fit, min_snr_weight, total_steps, trained_parameters
 from sap3d.cameras import Camera, pose_condition, protocol_test_cameras
 from sap3d.errors import InputError
+from sap3d.images import load_rgb
 from sap3d.scene import Scene, file_hash, read_cameras, read_json, write_cameras
 from sap3d.zero123 import load_personal, tiny_random_model
 from sap3d.zero123.photos import photos_over_white
@@ -357,6 +359,32 @@ def test_stage(make_scene, capsys):
     tiny_random_model(1).save(Path(config.model), torch.float32)  # another base model in the same place
     run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
     assert "skipped" not in capsys.readouterr().out
+
+
+def test_views_at_any_cameras_are_those_of_the_stage(make_scene, tmp_path, monkeypatch, capsys):
+    """From stage 2's outputs; a camera of the protocol gives the stage's own view."""
+    scene, config = make_scene(2)
+    run.main(scene, config)
+    monkeypatch.setenv("ROOT_DIR", str(scene.root))
+    settings = [f"model={config.model}", f"nvs_steps={config.nvs_steps}", f"guidance_scale={config.guidance_scale}", f"output_size={config.output_size}"]
+    common = ["view", "--type", "T", "--object", "o", "--views", "2"]
+    monkeypatch.setattr(sys, "argv", [*common, "--elevation", "45", "--azimuth", "0,30", *settings])
+    view.main()
+    first = scene.results_dir / "views" / "000.png"
+    stage = load_rgb(scene.nvs_dir / "preds" / "000.png")
+    assert np.abs(load_rgb(first) - stage).max() <= 1 / 255 + 1e-6  # batches of other sizes: rounding
+    assert np.abs(load_rgb(first.with_name("001.png")) - stage).max() > 0.02 and (first.parent / "contact_sheet.png").is_file()
+
+    write_cameras(tmp_path / "mine.yaml", {"top": Camera.from_degrees(80, 10, 1.4), "side": Camera.from_degrees(0, 200)})
+    monkeypatch.setattr(sys, "argv", [*common, "--cameras", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "out"), *settings])
+    view.main()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "side.png", "top.png"]
+
+
+@pytest.mark.parametrize("elevation, azimuth, radius", [([0.0, 1.0], [0.0, 1.0, 2.0], [1.5]), ([95.0], [0.0], [1.5]), ([0.0], [float("nan")], [1.5]), ([0.0], [0.0], [0.1])])
+def test_impossible_views_are_refused(elevation, azimuth, radius):
+    with pytest.raises(InputError):
+        view.cameras_of(elevation, azimuth, radius)
 
 
 def test_one_view_uses_the_base_model(make_scene, capsys):
