@@ -1,0 +1,82 @@
+"""84 novel views in batches with the photos encoded once, against the released way: one view at a time, the condition encoded for each.
+
+    python -m benchmarks.novel_views [--object teddy_bear] [--views 5] [--steps 1 10] [--model FOLDER] [--device auto]
+
+Both ways in one run with the same sampler steps, seeds and conditions; ``--share`` measures every n-th view of the slow way
+and says so. Prints seconds, the ratio, the largest difference of the pictures and the peak resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import torch
+
+from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.config import resolve_device
+from sap3d.errors import cli
+from sap3d.images import load_input_views
+from sap3d.scene import Scene
+from sap3d.zero123 import load_zero123
+from sap3d.zero123.photos import photos_over_white
+from sap3d.zero123.sampler import sample_views
+
+
+def timed(work, device: str):
+    begin = time.perf_counter()
+    result = work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - begin
+
+
+@torch.no_grad()
+def compare(model, photos: torch.Tensor, conditions: list[Camera], targets: list[Camera], steps: int, share: int, device: str) -> dict:
+    """Seconds of both ways for all ``targets``; the slow one from every ``share``-th of them."""
+
+    def together():
+        features = model.encode_condition(photos[:, :3], photos[:, 3:])
+        return sample_views(model, features, conditions, targets, steps, 1.0)
+
+    def one_by_one():
+        views = []
+        for target in targets[::share]:
+            features = model.encode_condition(photos[:, :3], photos[:, 3:])
+            views.append(sample_views(model, features, conditions, [target], steps, 1.0, batch_size=1))
+        return torch.cat(views)
+
+    sample_views(model, model.encode_condition(photos[:, :3], photos[:, 3:]), conditions, targets[:2], 1, 1.0)  # warm up
+    fast, seconds = timed(together, device)
+    slow, seconds_slow = timed(one_by_one, device)
+    # The noise of a view depends on its index in the call, which is always 0 one by one: only the first picture is the same.
+    return {"steps": steps, "seconds": seconds, "seconds one by one": seconds_slow * len(targets) / len(targets[::share]), "difference": float((fast[0] - slow[0]).abs().max())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.novel_views", description=__doc__.split(":")[0])
+    parser.add_argument("--object", default="teddy_bear")
+    parser.add_argument("--views", type=int, default=5)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--share", type=int, default=7, help="the slow way measures every n-th view")
+    parser.add_argument("--model", help="model folder (default: the bundled one)")
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    model = load_zero123(arguments.model, device)
+    images = load_input_views(Scene("GSO_demo", arguments.object, arguments.views))
+    photos = photos_over_white(images).to(device)
+    conditions = [Camera.from_degrees(10, 360 * k / len(images)) for k in range(len(images))]
+    targets = list(protocol_test_cameras().values())
+    for steps in arguments.steps:
+        row = compare(model, photos, conditions, targets, steps, arguments.share, device)
+        ratio = row["seconds one by one"] / row["seconds"]
+        print(f"{steps} steps: 84 views in {row['seconds']:.1f} s; one by one {row['seconds one by one']:.1f} s (from every {arguments.share}th view), {ratio:.2f} times as long; "
+              f"largest difference of the first view {row['difference']:.1e}", flush=True)  # fmt: skip
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"peak memory {peak:.1f} GB ({'GPU' if device.startswith('cuda') else 'resident'}), {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    cli(main)
