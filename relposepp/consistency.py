@@ -37,7 +37,7 @@ class Consistency:
         self.views, size = len(images), self.SIZE
         small = torch.from_numpy(np.stack([resize(image, size) for image in images])).float()
         alpha = small[..., 3]
-        self.mask = (alpha > 0.35).flatten()
+        self.alpha, self.mask = alpha, (alpha > 0.35).flatten()
         weight = alpha[:, None].clamp_min(1e-3)
         blur = lambda x: F.avg_pool2d(x, 3, 1, 1)  # noqa: E731
         self.colour = (blur(small[..., :3].permute(0, 3, 1, 2) * weight) / blur(weight)).permute(0, 2, 3, 1).reshape(-1, 3).contiguous()

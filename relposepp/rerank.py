@@ -1,10 +1,12 @@
 """Re-ranking: configurations whose outlines agree, judged by all that the photos say.
 
-score = weights . terms; the terms (``TERMS``) are the network's opinion, the outlines (relposepp/tangency.py) and the visual
-hull with colours (relposepp/consistency.py). Only the first was trained. The weights come from the validation part of the
-corpus (a coarse grid and ``python -m relposepp.evaluate --fit``: the good configurations of a scene should win), but for two
-decisions: the network counts a third of what the corpus gives it, because it was trained on the like of the corpus and is
-near chance on scanned objects by itself; and from four views on the outlines count by their number of equations.
+score = weights . terms; the terms (``TERMS``) are the network's opinion, the outlines (relposepp/tangency.py), the visual
+hull with colours (relposepp/consistency.py), the colours at the outlines (relposepp/limb.py), and how people take photos. Only
+the first was trained. The weights come from the validation part of the corpus (a coarse grid and ``python -m
+relposepp.evaluate --fit``: the good configurations of a scene should win), but for these decisions: the network's scores of pairs
+count nothing beside the colours at the outlines, because it was trained on the like of the corpus and is near chance
+on scanned objects (its elevations count, and it proposes configurations); the weight of those colours was chosen on the
+bundled demo objects; from four views on the outlines count by their number of equations.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ import torch
 
 from relposepp.consistency import MEASURES, Consistency
 from relposepp.inference import Grid, Hypothesis, Tables, configuration_distance_deg
+from relposepp.limb import Limb
 from relposepp.multistart import Effort, refine, search_outlines
 from relposepp.tangency import Solution, Tangency
 from sap3d.cameras import RADIUS
 
-TERMS = ("pairs", "elevations", "outlines", "upright", *MEASURES)
+TERMS = ("pairs", "elevations", "outlines", "upright", "spacing", "limb", *MEASURES)
 
 # By number of views (for others, the nearest one), in the order of TERMS.
 WEIGHTS: dict[int, tuple[float, ...]] = {
-    2: (0.3, 0.3, 0.15, 0.25, 50.0, 37.0, 5.0, 1.2, -1.0, 0.0),
-    3: (0.3, 0.2, 0.15, 0.25, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
-    5: (0.3, 0.2, 3.0, 0.25, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
+    2: (0.0, 0.3, 0.15, 0.25, 1.0, 20.0, 50.0, 37.0, 5.0, 1.2, -1.0, 0.0),
+    3: (0.0, 0.2, 0.15, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
+    5: (0.0, 0.2, 3.0, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
 }
 
 NOISE = 1.0  # cost of the best solution above which masks are taken to be imperfect, and all costs for less
@@ -34,9 +37,24 @@ POOR = 2.0  # cost of the best solution above which the cameras' distances are s
 RADIUS_SIGMA = 0.12  # belief in the protocol's distance then, object lengths
 
 
+SPACING_DEG = (40.0, 105.0)  # how far a photo is from its nearest neighbour, when somebody walks around an object with a few photos to take
+SPACING_SIGMA_DEG = 15.0  # belief in that outside of the range
+
+
 def weights_for(views: int) -> np.ndarray:
     """The fitted weights (len(TERMS),) of the nearest number of views, of the larger one between two."""
     return np.array(WEIGHTS[min(WEIGHTS, key=lambda n: (abs(n - views), -n))])
+
+
+def spacing(elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
+    """(K,) 0 where every photo's nearest neighbour is ``SPACING_DEG`` away, negative elsewhere; of angles (K, N), N >= 2."""
+    direction = np.stack([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], -1)
+    cosine = direction @ direction.transpose(0, 2, 1)
+    cosine[:, np.arange(cosine.shape[1]), np.arange(cosine.shape[1])] = -2
+    nearest = np.rad2deg(np.arccos(np.clip(cosine.max(2), -1, 1)))
+    low, high = SPACING_DEG
+    outside = np.maximum(low - nearest, 0) + np.maximum(nearest - high, 0)
+    return -np.square(outside / SPACING_SIGMA_DEG).mean(1)
 
 
 @dataclass
@@ -50,13 +68,15 @@ class Reranker:
     grid: Grid
     tangency: Tangency
     consistency: Consistency
+    limb: Limb
     effort: Effort
     candidates: int
     seed: int = 0
 
     @classmethod
     def of(cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0) -> Reranker:
-        return cls(tables, grid, Tangency(images), Consistency(images), effort, candidates, seed)
+        consistency = Consistency(images)
+        return cls(tables, grid, Tangency(images), consistency, Limb(consistency), effort, candidates, seed)
 
     @property
     def weights(self) -> np.ndarray:
@@ -84,7 +104,8 @@ class Reranker:
         upright = -np.square((np.rad2deg(elevation) - 15.0) / 30.0).mean(1)
         measured = self.consistency.measures(solution.elevation, solution.azimuth, solution.radius)
         cost = solution.cost.double().numpy()
-        own = [self._pair_score(elevation, azimuth), unary.mean(1), -cost / max(NOISE, cost.min()), upright]
+        own = [self._pair_score(elevation, azimuth), unary.mean(1), -cost / max(NOISE, cost.min()), upright, spacing(elevation, azimuth),
+               self.limb.ratio(solution.elevation, solution.azimuth, solution.radius)]  # fmt: skip
         return np.concatenate([np.stack(own, 1), measured], 1)
 
     def _pair_score(self, elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:

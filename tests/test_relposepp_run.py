@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from relposepp import rotations as rot
@@ -9,8 +10,9 @@ from relposepp.config import RelPoseConfig
 from relposepp.consistency import MEASURES, Consistency
 from relposepp.estimate import network_inputs
 from relposepp.inference import Grid, Hypothesis, Tables
+from relposepp.limb import Limb, outline_points
 from relposepp.multistart import Effort
-from relposepp.rerank import Reranker
+from relposepp.rerank import Reranker, spacing
 from relposepp.run import command_line, main
 from sap3d.cameras import Camera, rotation_angle_deg
 from sap3d.errors import InputError
@@ -132,3 +134,42 @@ def test_reranking_finds_the_true_cameras_with_a_network_that_is_nearly_blind(vi
     effort = Effort(starts=6000, keep_first=120, keep=80, stirred=10, copies=8)
     best = Reranker.of(Tables.of(weak, grid), grid, photos, effort, candidates=60).run([])[0]
     assert rotation_angle_deg(best.rotations(), expected).max() < 4
+
+
+# --- colours at the outline -------------------------------------------------------------------------------------------
+def test_outline_points_of_a_disc_lie_inside_it_with_radial_normals():
+    line = torch.arange(128) + 0.5 - 64
+    alpha = ((line[:, None] ** 2 + line[None] ** 2) < 40**2).float()
+    row, column, normal = outline_points(alpha, 3.5, 60)
+    place = torch.stack([line[column], -line[row]], -1)
+    distance = place.norm(dim=1)
+    assert len(row) == 60 and bool(((distance > 35) & (distance < 38)).all())
+    assert float((normal - place / distance[:, None]).abs().max()) < 0.15
+    assert len(outline_points(torch.zeros(128, 128), 3.5, 60)[0]) == 0
+
+
+def colours_at_outlines(photos, azimuths):
+    """Ratios of two-photo configurations whose second azimuth is one of ``azimuths``, among many others."""
+    others = np.linspace(-np.pi, np.pi, 24, endpoint=False)
+    azimuth = np.stack([np.full(24 + len(azimuths), AZIMUTH[0]), np.concatenate([azimuths, others])], 1)
+    elevation = np.tile(ELEVATION[:2], (len(azimuth), 1))
+    return Limb(Consistency(photos[:2])).ratio(elevation, azimuth, np.full_like(azimuth, 1.5))[: len(azimuths)]
+
+
+def test_colours_at_the_outlines_tell_a_side_from_its_mirror_image(photos):
+    difference = AZIMUTH[1] - AZIMUTH[0]
+    right, mirrored = colours_at_outlines(photos, [AZIMUTH[0] + difference, AZIMUTH[0] - difference])
+    assert right > mirrored + 0.005
+
+
+def test_colours_at_the_outlines_of_a_grey_object_say_nothing():
+    grey = [np.concatenate([np.full_like(photo[..., :3], 0.5), photo[..., 3:]], -1) for photo in (render(camera) for camera in CAMERAS[:2])]
+    assert np.ptp(colours_at_outlines(grey, [1.0, -1.0, 2.0])) < 0.005
+
+
+def test_spacing_prefers_neighbours_at_a_walker_s_distance():
+    level = np.zeros((4, 3))
+    azimuth = np.deg2rad([[0.0, 90, 180], [0, 90, 270], [0, 10, 90], [0, 180, 190]])
+    measured = spacing(level, azimuth)
+    assert measured[0] == measured[1] == 0 and measured[2] < -1 and measured[3] < -1
+    assert spacing(np.zeros((1, 2)), np.deg2rad([[0.0, 180]]))[0] == pytest.approx(-25.0)
