@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from dataset.corpus_reader import CorpusReader, PackedCorpus
 from dataset.procedural import list_objects, part_of
 from sap3d.errors import InputError
 from sap3d.scene import REPOSITORY
-from tests.test_tensorboard import read
+from tests.event_files import read
 
 SIZE, VIEWS, OBJECTS = 32, 16, 7
 MODEL = ["image_size=32", "patch_size=4", "latent_channels=12", "channels=[32,64]", "attention=[false,true]", "token_dim=64", "encoder_layers=1", "planes=4",
@@ -95,7 +96,7 @@ def two_processes(cache, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     (printed, errors), = finish(start(cache, out, "devices=2", "max_steps=6", "shard_objects=2", "shard_steps=2"))
     assert "2 processes, 7 objects, from step 0" in printed and printed.count("loss") == 3, printed
-    assert errors == ""  # no hints, no warnings
+    assert not re.search("tip:|warn|deprecated|available|distributed", errors, re.I), errors  # the log is not cluttered
     return out
 
 

@@ -7,21 +7,12 @@ import numpy as np
 import pytest
 
 from sap3d.tensorboard import EventLog, scene_log_folder
+from tests.event_files import read
 from tests.recon_scenes import write_sphere_scene
 from tests.test_camerabooth import make_scene, model_folder  # noqa: F401  (fixtures)
 from tests.test_recon_optimise import tiny_config
 
 installed = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs requirements-tensorboard.txt")
-
-
-def read(folder):
-    """({name: [(step, value)]}, {name: [step]}) of the scalars and pictures of a folder."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
-    tags = found.Tags()
-    scalars = {name: [(e.step, e.value) for e in found.Scalars(name)] for name in tags["scalars"]}
-    return scalars, {name: [e.step for e in found.Images(name)] for name in tags["images"]}
 
 
 @installed
