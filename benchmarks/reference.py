@@ -2,7 +2,7 @@
 
     python -m benchmarks.reference --zero123 CHECKOUT --clip CHECKOUT --out tests/parity
     python -m benchmarks.reference --relposepp CHECKOUT --out tests/parity
-    python -m benchmarks.reference --zero123 CHECKOUT --clip CHECKOUT --full --out FOLDER     (full size; 16 GB)
+    python -m benchmarks.reference --zero123 CHECKOUT --clip CHECKOUT --size full --out FOLDER     (16 GB; python -m benchmarks.parity compares)
 
 CHECKOUT: copies of cvlab-columbia/zero123, openai/CLIP and amyxlase/relpose-plus-plus, outside of this repository; their Python
 packages einops, kornia and antialiased_cnns must be importable. docs/FULL_PRESET.md has the recipe in words.
@@ -22,8 +22,11 @@ import sap3d.compat  # noqa: F401  (before torchvision)
 from benchmarks.seeded import seeded, seeded_weight
 from safetensors.torch import save_file
 
-SMALL = {"unet": 32, "vae": 32, "clip": (64, 2), "image": 64}
-FULL = {"unet": 320, "vae": 128, "clip": (1024, 24), "image": 256}
+SIZES = {  # channels of the U-Net and of the autoencoder, width and layers of CLIP and of its unused text part, pixels, layers of RelPose++
+    "small": {"unet": 32, "vae": 32, "clip": (64, 2), "text": (64, 1, 1, 100), "image": 64, "depth": 1},
+    "medium": {"unet": 96, "vae": 64, "clip": (256, 4), "text": (64, 1, 1, 100), "image": 128, "depth": 3},
+    "full": {"unet": 320, "vae": 128, "clip": (1024, 24), "text": (768, 12, 12, 49408), "image": 256, "depth": 8},
+}
 
 
 def stub(name: str, **content) -> None:
@@ -60,7 +63,7 @@ def zero123(checkout: Path, clip_checkout: Path, size: dict, out: Path) -> None:
     clip_model = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(clip_model)
     width, layers = size["clip"]
-    text = (768, 12, 12, 49408) if size is FULL else (64, 1, 1, 100)
+    text = size["text"]
     sys.modules["clip"].load = lambda name, device, jit: (clip_model.CLIP(768, 224, layers, width, 14, 77, text[3], text[0], text[1], text[2]), None)
     sys.modules["clip"].tokenize = None
 
@@ -144,13 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("zero123", "clip", "relposepp"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--full", action="store_true", help="the published size instead of a small one")
+    parser.add_argument("--size", choices=SIZES, default="small", help="full: the published one")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.zero123:
-        zero123(arguments.zero123, arguments.clip, FULL if arguments.full else SMALL, arguments.out)
+        zero123(arguments.zero123, arguments.clip, SIZES[arguments.size], arguments.out)
     if arguments.relposepp:
-        relposepp(arguments.relposepp, 8 if arguments.full else 1, arguments.out)
+        relposepp(arguments.relposepp, SIZES[arguments.size]["depth"], arguments.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the 84 novel views (``scene.nvs_dir``).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from pathlib import Path
@@ -97,7 +98,9 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     freedom = freedom_of({name: confidence[name] for name in initial}) if config.trust_confident else None
     table = CameraTable(initial, freedom).to(device)
     checkpoint = folder / "checkpoint.pt"
-    fitted = fit(model, table, PhotoPairs(model, photos, regularisers, config.mirror, list(initial.values())), config, checkpoint, run_fingerprint)
+    pairs = PhotoPairs(model, photos, regularisers, config.mirror, list(initial.values()))
+    with contextlib.closing(_Curves(scene, table)) as curves:
+        fitted = fit(model, table, pairs, config, checkpoint, run_fingerprint, curves.add)
     extra["resumed_seconds"] = fitted["resumed_seconds"]
     refined = table.cameras()
     save_personal(folder / "personal.safetensors", model, fitted["trained"], base)
@@ -106,6 +109,27 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     write_json(folder / "camera_changes.json", _changes(initial, refined))
     write_cameras(scene.refined_cameras, refined)
     checkpoint.unlink(missing_ok=True)
+
+
+class _Curves:
+    """Loss, learning rate and how far the cameras have moved (the mean angle and distance) for TensorBoard."""
+
+    def __init__(self, scene: Scene, table):
+        self.scene, self.table, self.log = scene, table, None
+
+    def add(self, step: int, loss: float, learning_rate: float) -> None:
+        from sap3d.tensorboard import EventLog, scene_log_folder
+
+        if self.log is None:
+            self.log = EventLog(scene_log_folder(self.scene, "camerabooth"), start=step)
+        if self.log:
+            moved = (self.table.delta * self.table.free).detach().abs().mean(0).tolist()
+            shift = {f"camera_shift/{name}": value * factor for name, value, factor in zip(("polar_deg", "azimuth_deg", "log_radius"), moved, (np.rad2deg(1), np.rad2deg(1), 1))}
+            self.log.scalars(step, {"loss": loss, "learning_rate": learning_rate} | shift)
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
 
 
 def _changes(initial: dict, refined: dict) -> dict:

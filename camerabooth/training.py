@@ -145,8 +145,8 @@ def total_steps(config: BoothConfig, views: int) -> int:
     return config.steps + config.steps_per_extra_view * max(views - 2, 0)
 
 
-def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, checkpoint: Path, fingerprint: str = "") -> dict:
-    """Train in place; returns {"trained": names, "losses": per step, "resumed_seconds"}.
+def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, checkpoint: Path, fingerprint: str = "", on_step=None) -> dict:
+    """Train in place, calling ``on_step(step, loss, learning rate)`` after each step; returns {"trained": names, "losses": per step, "resumed_seconds"}.
 
     Every random choice follows from (seed, step), so that a run resumed from ``checkpoint`` ends as an undisturbed one.
     A checkpoint with another ``fingerprint`` (of settings and inputs) is not taken up.
@@ -182,6 +182,8 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
             losses.append(photo_loss)
+            if on_step is not None:
+                on_step(step, photo_loss, optimiser.param_groups[0]["lr"])
             progress.update(step + 1, f"loss {np.mean(losses[-20:]):.4f}")
             if not math.isfinite(photo_loss):
                 raise InputError(f"{checkpoint.parent}: training diverged at step {step}; lower learning_rate")

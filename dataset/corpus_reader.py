@@ -1,22 +1,25 @@
-"""Read the training corpus: every view decoded once into one array, mapped from disk afterwards.
+"""Read the training corpus: every view decoded once into one array, mapped from disk afterwards; or object by object, as packed.
 
     corpus = CorpusReader("dataset/corpus_cache", "train", size=64)
     corpus.images        # (objects, 24, 64, 64, 4) uint8, premultiplied by alpha; a read-only memory map
     corpus.polar_rad, corpus.azimuth_rad, corpus.radius    # (objects, 24) float32
     corpus.names, corpus.licences, corpus.authors          # lists of length objects
     over_white = corpus.images[i, v, ..., :3] + (255 - corpus.images[i, v, ..., 3:])     # uint8, exact
+    images, poses = PackedCorpus("dataset/corpus_cache", "train", size=64).decode(i)       # one object, nothing is kept
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from dataset import procedural
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 from sap3d.scene import atomic_path, read_json
 
 SPLITS_DIR = Path(__file__).parent / "splits"
@@ -30,15 +33,14 @@ def split_ids(part: str) -> list[str]:
     return (SPLITS_DIR / f"{part}.txt").read_text().split()
 
 
-class CorpusReader:
-    """The rendered objects of one part of the corpus (or of "all" of it): the split list in its order, then the procedural ones.
+class PackedCorpus:
+    """The packed objects of one part of the corpus (or of "all" of it): the split list in its order, then the procedural ones.
 
     Args:
         cache_dir: what ``python -m dataset.corpus --out`` wrote.
         split: "train", "validation", "test" or "all".
         size: side of the images, 128 (as rendered) or a divisor of it (averaged, premultiplied).
-    Objects of the list that the cache does not hold are left out and named in ``missing``. The decoded array is kept in
-    ``cache_dir/decoded`` (1.6 MB an object at 128 px, 0.4 MB at 64 px), so that the next start is instant.
+    Objects of the list that the cache does not hold are left out and named in ``missing``. Only the index is read.
     """
 
     def __init__(self, cache_dir: str | Path, split: str = "train", size: int = 128):
@@ -62,14 +64,34 @@ class CorpusReader:
         self.records = [records[name] for name in self.names]
         self.licences = [record["licence"] for record in self.records]
         self.authors = [record["author"] for record in self.records]
-        self.images, poses = self._decoded()
-        self.polar_rad, self.azimuth_rad, self.radius = poses.transpose(2, 0, 1)
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def path(self, index: int) -> Path:
+        return self.cache_dir / "objects" / f"{self.names[index]}.npz"
+
+    def decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images (views, size, size, 4) uint8 premultiplied and poses (views, 3) of one object. Raises InputError for a damaged file."""
+        try:
+            return decode_object(self.path(index), self.size)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{self.path(index)}: missing or damaged object of the corpus ({first_line(error)}); run python -m dataset.corpus again") from None
+
+
+class CorpusReader(PackedCorpus):
+    """``PackedCorpus`` with all its views decoded: ``images`` and the poses of the module's example.
+
+    The decoded array is kept in ``cache_dir/decoded`` (1.6 MB an object at 128 px, 0.4 MB at 64 px), so that the next start is instant.
+    """
+
+    def __init__(self, cache_dir: str | Path, split: str = "train", size: int = 128):
+        super().__init__(cache_dir, split, size)
+        self.images, poses = self._decoded()
+        self.polar_rad, self.azimuth_rad, self.radius = poses.transpose(2, 0, 1)
+
     def _decoded(self) -> tuple[np.ndarray, np.ndarray]:
-        paths = [self.cache_dir / "objects" / f"{name}.npz" for name in self.names]
+        paths = [self.path(index) for index in range(len(self))]
         stamp = "".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
         key = hashlib.sha256(f"v1 {self.size}\n{stamp}".encode()).hexdigest()[:16]
         image_path = self.cache_dir / "decoded" / f"{key}_images.npy"
@@ -79,8 +101,8 @@ class CorpusReader:
             poses = np.zeros((len(paths), self.views, 3), np.float32)
             with atomic_path(image_path) as temporary:
                 array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                for row, path in enumerate(paths):
-                    array[row], poses[row] = decode_object(path, self.size)
+                for row in range(len(paths)):
+                    array[row], poses[row] = self.decode(row)
                 array.flush()
                 del array
             with atomic_path(pose_path) as temporary:

@@ -69,6 +69,7 @@ class RelPoseConfig:
 
     weights: str = ""  # folder with model.safetensors and config.json; empty: the bundled tiny weights
     device: str = "auto"  # auto, cpu or cuda
+    precision: str = "fp32"  # of the network: fp32, bf16 or fp16 (autocast; for the published network on a GPU, the small one gains nothing)
     search: str = "look_at"  # look_at: (azimuth, elevation) a view, no roll; so3: all rotations, as published
     hypotheses: int = 5  # how many scored camera configurations are kept
     starts: int = 40000  # random starts of the search by outlines

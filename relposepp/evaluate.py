@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     from relposepp.rerank import TERMS, weights_for
 
     device = resolve_device(config.device)
-    network, results = load_network(config.weights, device), {}
+    network, results = load_network(config.weights, device, config.precision), {}
     for views in arguments.views:
         if arguments.type:
             scenes = typed_scenes(arguments.type, views, arguments.scenes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
@@ -200,7 +201,9 @@ class RotationScore(nn.Module):
         pair = self.embed_feature(torch.cat([first, second], -1))
         if self.config.energy == "additive":
             shared = embedded if embedded.ndim == 3 else embedded[None]
-            return self.layers(pair[:, None] + shared)[..., 0]
+            hidden = self.layers[:-1](pair[:, None] + shared)
+            with torch.autocast(hidden.device.type, enabled=False):  # half precision would round scores to steps of a hundredth: ties
+                return self.layers[-1](hidden.float())[..., 0]
         pair = self.feature_layers(pair) * pair.shape[-1] ** -0.5
         return pair @ embedded.T if embedded.ndim == 2 else torch.einsum("mc,mqc->mq", pair, embedded)
 
@@ -224,7 +227,10 @@ class TranslationHead(nn.Module):
 
 
 class RelPose(nn.Module):
-    """The whole network. ``features`` first, then any of ``scores``, ``translations`` and ``elevation_logits``."""
+    """The whole network. ``features`` first, then any of ``scores``, ``translations`` and ``elevation_logits``.
+
+    ``precision``: in which those four compute (autocast): fp32, bf16 or fp16. Weights stay in fp32, and so do angles and what comes out.
+    """
 
     TRANSLATION_UNIT = RADIUS  # length of a translation of 1: the first camera's usual distance, in object lengths
 
@@ -232,6 +238,7 @@ class RelPose(nn.Module):
         super().__init__()
         config.check()
         self.config = config
+        self.precision = "fp32"
         self.encoder = ViewEncoder(config)
         self.score = RotationScore(config)
         self.translation_head = TranslationHead(config)
@@ -240,29 +247,36 @@ class RelPose(nn.Module):
         if config.azimuth_bins:
             self.azimuth_head = nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, config.azimuth_bins))
 
+    def _computed(self, device: torch.device, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self.precision == "fp32":
+            return compute()  # or as the caller's autocast wants it: training has its own
+        with torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]):
+            return compute().float()
+
     def features(self, images: torch.Tensor, crop: torch.Tensor | None = None) -> torch.Tensor:
         """RGBA images (B, N, 4, S, S), premultiplied, in [0, 1], to features (B, N, D)."""
         if images.ndim != 5:
             raise ValueError(f"images must be (B, N, 4, S, S), got {tuple(images.shape)}")
-        tokens = self.encoder.image_tokens(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        return self.encoder(tokens, crop)
+        tokens = lambda: self.encoder.image_tokens(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        return self._computed(images.device, lambda: self.encoder(tokens(), crop))
 
     def scores(self, features: torch.Tensor, pairs: list[tuple[int, int]], queries: torch.Tensor) -> torch.Tensor:
         """Scores (B, pairs, Q) of shared query rotations (Q, 3, 3) for pairs (i, j) with i < j."""
         if any(i >= j for i, j in pairs):
             raise ValueError("pairs must be (i, j) with i < j; transpose the rotation for the other direction")
         first, second = (features[:, [pair[k] for pair in pairs]].flatten(0, 1) for k in (0, 1))
-        return self.score(first, second, self.score.embed(queries)).unflatten(0, (len(features), len(pairs)))
+        scores = self._computed(features.device, lambda: self.score(first, second, self.score.embed(queries)))
+        return scores.unflatten(0, (len(features), len(pairs)))
 
     def translations(self, features: torch.Tensor) -> torch.Tensor:
         """Translations (B, N, 3) in PyTorch3D camera axes, in units of ``TRANSLATION_UNIT``."""
-        return self.translation_head(features)
+        return self._computed(features.device, lambda: self.translation_head(features))
 
     def elevation_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (B, N, bins) over ``elevation_centres_deg``; raises ValueError for a network without that head."""
         if not self.config.elevation_bins:
             raise ValueError("this network has no elevation head")
-        return self.elevation_head(features)
+        return self._computed(features.device, lambda: self.elevation_head(features))
 
     def elevation_centres_deg(self) -> np.ndarray:
         edges = np.linspace(*ELEVATION_RANGE_DEG, self.config.elevation_bins + 1)
@@ -301,10 +315,10 @@ def _full_precision(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.float() * scales[name].float() if name in scales else value.float() for name, value in plain.items()}
 
 
-def load_network(folder: Path | str | None = None, device: str = "cpu") -> RelPose:
-    """The network of a folder written by ``save_network`` (None or empty: the bundled tiny weights), fp32, in eval mode.
+def load_network(folder: Path | str | None = None, device: str = "cpu", precision: str = "fp32") -> RelPose:
+    """The network of a folder written by ``save_network`` (None or empty: the bundled tiny weights), in eval mode.
 
-    Raises InputError when the folder is incomplete or its tensors do not fit its configuration.
+    precision: of its computations (``RelPose``). Raises InputError when the folder is incomplete or its tensors do not fit its configuration.
     """
     from safetensors.torch import load_file
 
@@ -324,4 +338,5 @@ def load_network(folder: Path | str | None = None, device: str = "cpu") -> RelPo
         raise InputError(f"{folder}: not weights of this RelPose++ network ({first_line(error)})") from None
     except Exception as error:  # safetensors raises its own type for damaged files
         raise InputError(f"{folder}/model.safetensors: cannot be read ({first_line(error)}); restore the file") from None
+    network.precision = precision
     return network.to(device).eval()

@@ -38,7 +38,7 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     from relposepp.network import load_network
 
     device = resolve_device(config.device)
-    network = load_network(config.weights, device)  # unusable weights are found before the old record goes
+    network = load_network(config.weights, device, config.precision)  # unusable weights are found before the old record goes
     with completion_record(record, "relposepp", as_dict(config), inputs) as extra:
         result = estimate(list(photos.values()), network, config, device)
         names = list(photos)
@@ -57,6 +57,8 @@ def check(config: RelPoseConfig) -> None:
     """Raises InputError for a setting that cannot be used."""
     if config.search not in ("look_at", "so3"):
         raise InputError(f"search={config.search!r} is unknown: use look_at or so3")
+    if config.precision not in ("fp32", "bf16", "fp16"):
+        raise InputError(f"precision={config.precision!r} is unknown: use fp32, bf16 or fp16")
     if config.hypotheses < 1 or config.candidates < 1 or config.queries < 100 or config.iterations < 0:
         raise InputError("relposepp needs hypotheses >= 1, candidates >= 1, queries >= 100 and iterations >= 0")
     if config.starts < 100 or config.beam < 4:

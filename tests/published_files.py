@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import types
@@ -10,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.seeded import seeded_state
+from benchmarks.parity import expected_shapes
 from sap3d.scene import REPOSITORY
 
 PARITY = REPOSITORY / "tests" / "parity"
 
 
 def shapes(name: str) -> dict[str, list[int]]:
-    return json.loads((PARITY / f"{name}.json").read_text())
+    return expected_shapes(PARITY, name)
 
 
 def training_class(name: str, module: str = "pytorch_lightning_gone.callbacks"):
@@ -42,22 +41,6 @@ def save_with_training_objects(path: Path, state: dict) -> None:
     finally:
         for name in made:
             sys.modules.pop(name, None)
-
-
-def zero123_state() -> dict[str, torch.Tensor]:
-    return seeded_state(shapes("zero123"))
-
-
-def relposepp_state() -> dict[str, torch.Tensor]:
-    """Parameters by the recipe; blurs, octaves and positions as the published file holds them."""
-    from relposepp.network import sinusoid_table
-
-    wanted = shapes("relposepp")
-    line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-    state = {name: (line[:, None] * line)[None, None].repeat(shape[0], 1, 1, 1) for name, shape in wanted.items() if name.endswith(".filt")}
-    state["embedding"] = 2 ** torch.arange(8).view(1, 1, 8)
-    state["feature_extractor.feature_positional_encoding.pos_table_1"] = sinusoid_table(8, 2096)[None]
-    return state | seeded_state({name: shape for name, shape in wanted.items() if name not in state})
 
 
 class Hostile:

@@ -51,6 +51,29 @@ def test_shapes_of_the_published_network():
         published.features(torch.rand(1, 2, 4, 64, 64))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ("bf16", "fp16"))
+def test_half_precision_finds_the_same_rotations(precision):
+    """The published form: scores close to those of fp32 (and not equal: half precision is used), the same best rotation for every pair."""
+    torch.manual_seed(0)
+    network = RelPose(PUBLISHED).eval()
+    images, crop = torch.rand(1, 3, 4, 64, 64), torch.zeros(1, 3, 3)
+    queries = torch.linalg.qr(torch.randn(2000, 3, 3))[0]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    found = {}
+    for name in ("fp32", precision):
+        network.precision = name
+        features = network.features(images, crop)
+        found[name] = network.scores(features, pairs, queries), network.translations(features)
+        assert all(value.dtype == torch.float32 for value in (features, *found[name]))
+    scores, expected = found[precision][0], found["fp32"][0]
+    spread = expected.std(-1).mean()
+    assert 0 < (scores - expected).abs().max() < 0.2 * spread
+    assert torch.equal(scores.argmax(-1), expected.argmax(-1))
+    assert torch.unique(scores).numel() > 0.99 * torch.unique(expected).numel()  # no ties by rounding
+    torch.testing.assert_close(found[precision][1], found["fp32"][1], atol=0.02, rtol=0.02)
+
+
 def test_views_keep_their_identity_and_follow_their_order(network, images):
     with torch.no_grad():
         features = network.features(images)

@@ -65,7 +65,7 @@ def test_so3_search_runs(scene):
     assert len(cameras) == 3 and cameras["000"].azimuth_deg == 0
 
 
-@pytest.mark.parametrize("change", [{"search": "x"}, {"hypotheses": 0}, {"elevation_range_deg": (50.0, 10.0)}, {"weights": "/nowhere"}, {"device": "tpu"}])
+@pytest.mark.parametrize("change", [{"search": "x"}, {"precision": "int4"}, {"hypotheses": 0}, {"elevation_range_deg": (50.0, 10.0)}, {"weights": "/nowhere"}, {"device": "tpu"}])
 def test_bad_settings_are_one_line(scene, change):
     with pytest.raises(InputError):
         main(scene(2), RelPoseConfig(**change))

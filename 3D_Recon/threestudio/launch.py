@@ -16,6 +16,7 @@ from sap3d.errors import InputError, cli
 from sap3d.images import SUFFIXES, load_input_views
 from sap3d.scene import Scene, completion_record, file_hash, read_cameras, stage_complete, write_cameras, write_json
 from sap3d.stage import run_stage
+from sap3d.tensorboard import EventLog, scene_log_folder
 
 from .config import ReconConfig, check_config
 
@@ -49,7 +50,8 @@ def main(scene: Scene, config: ReconConfig) -> Path:
     mesh_record.unlink(missing_ok=True)
     with completion_record(nerf_record, "3D_Recon nerf", settings, inputs) as facts:
         facts["resumed_seconds"] = recon.resume(checkpoint, _fingerprint(config, inputs))
-        recon.run(checkpoint, _fingerprint(config, inputs))
+        with EventLog(scene_log_folder(scene, "3D_Recon"), recon.step and recon.step + 1) as log:
+            recon.run(checkpoint, _fingerprint(config, inputs), (lambda recon: _log_step(log, recon)) if log else None)
         write_json(scene.nerf_dir / "config.json", settings)
         views = export.export_renders(scene, config, recon)
         export.export_turntable(scene, config, recon)
@@ -59,6 +61,17 @@ def main(scene: Scene, config: ReconConfig) -> Path:
     with completion_record(mesh_record, "3D_Recon mesh", settings, inputs) as facts:
         facts.update(export.export_mesh(scene, config, recon, views))
     return scene.mesh_dir
+
+
+def _log_step(log: EventLog, recon) -> None:
+    """Losses and rates for TensorBoard whenever the optimisation notes them, a view ten times a run."""
+    if recon.history and recon.history[-1]["step"] == recon.step:
+        log.scalars(recon.step, {f"loss/{name}": value for name, value in recon.history[-1].items() if name != "step"} | {"learning_rate": recon.optimiser.param_groups[0]["lr"]})
+    if recon.step % max(recon.config.steps // 10, 1) == 0:
+        from .views import render_view
+
+        camera = protocol_test_cameras()["013"]  # elevation 30, azimuth 30
+        log.picture(recon.step, "render", render_view(recon.field, recon.occupancy, camera, 128).colour.cpu().numpy())
 
 
 def _reconstruction(scene, config, photos, cameras):

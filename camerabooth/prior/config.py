@@ -45,7 +45,11 @@ class PriorConfig:
     drop_condition: float = 0.05  # probability of each of: tokens, concatenation, both dropped
     snr_gamma: float = 0.0  # min-SNR weighting (arXiv 2303.09556); 0: uniform. With v-prediction it all but removes high noise, where structure is decided
     precision: str = "bf16-mixed"  # of pytorch-lightning's Trainer
-    devices: int = 1
+    devices: int = 1  # processes (GPUs) a node; the batch grows with them
+    nodes: int = 1  # machines; each runs the same command (camerabooth/README.md)
+    allow_other_processes: bool = False  # go on although the checkpoint is of another number of processes: other data and another batch from there on
+    shard_objects: int = 0  # objects that a process holds at a time, decoded from the packed corpus (0: all of it, decoded on disk once and mapped)
+    shard_steps: int = 500  # steps after which a process takes its next shard
     threads: int = 0  # CPU threads (0: all)
 
     # Reports and results

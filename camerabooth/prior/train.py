@@ -1,7 +1,7 @@
 """Train the small Zero-1-to-3: ``python -m camerabooth.prior.train --max-minutes 60 [key=value ...]``.
 
-The same command runs on a GPU and on a CPU, stops after ``max_minutes`` with a checkpoint, and goes on exactly where it
-stopped when run again. ``--export FOLDER`` writes the averaged weights of the last checkpoint as a model folder.
+The same command runs on a GPU, several (``devices=8``), several nodes (``nodes=2``, the command on each) and on a CPU, stops after ``max_minutes``
+or at SIGTERM with a checkpoint, and goes on exactly where it stopped when run again with as many processes. ``--export FOLDER`` writes the averaged weights of the last checkpoint as a model folder.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import logging
 import os
+import signal
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,16 +24,20 @@ from torch.optim.swa_utils import AveragedModel
 
 import sap3d.compat  # noqa: F401
 import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from camerabooth.prior.calibrate import condition_features, condition_ink, ink, measure_gain, measure_residual
 from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource, jitter_poses
+from camerabooth.prior.shards import ShardedSource
 from camerabooth.prior.validate import guess_views, sample_sheet, validation_loss
 from camerabooth.training import diffusion_error
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import save_image
+from sap3d.interrupt import Stop, finish_step_first
 from sap3d.metrics.image import LpipsAlex
+from sap3d.tensorboard import EventLog
 from sap3d.zero123 import Zero123, add_multiplane, build_tiny, load_zero123
 
 
@@ -61,7 +68,8 @@ class PriorModule(pl.LightningModule):
         return diffusion_loss(model, batch, generator, drop, snr_gamma, self.config.noises_per_target)
 
     def training_step(self, batch, _):
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step * 64 + self.global_rank)
+        more, rank = divmod(self.global_rank, 64)  # ranks from 64 on must not meet the numbers of later steps
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.global_step * 64 + rank + (more << 44))
         # Precision is the trainer's business; on a CPU plain attention is faster than the fused kernel (compute_context).
         with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext():
             loss = self.loss(self.model, batch, generator, self.config.drop_condition, self.config.snr_gamma)
@@ -72,8 +80,12 @@ class PriorModule(pl.LightningModule):
         # Lightning's own clipping refuses fused optimisers, which unscale gradients themselves; bf16 needs no scaling.
         nn.utils.clip_grad_norm_(self.trained.parameters(), self.config.gradient_clip)
 
-    def on_train_batch_end(self, *_):
-        self.average.update_parameters(self.trained)
+    def optimizer_step(self, *args, **kwargs):
+        super().optimizer_step(*args, **kwargs)
+        self.average.update_parameters(self.trained)  # here, and not in on_train_batch_end: that comes after the callback that writes the checkpoint
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["world_size"] = self.trainer.world_size  # the data of a step depend on it
 
     def configure_optimizers(self):
         parameters = [p for p in self.trained.parameters() if p.requires_grad]
@@ -119,17 +131,33 @@ def perceptual_distance(device: torch.device) -> LpipsAlex:
 
 
 class TimeBox(pl.Callback):
-    """Learning-rate schedule, curves, checkpoints by time and step, validation, and the stop after ``max_minutes``."""
+    """Learning-rate schedule, curves, checkpoints by time and step, validation, and the stop after ``max_minutes`` or at a signal.
 
-    def __init__(self, config: PriorConfig, out: Path, validation):
-        self.config, self.out, self.validation = config, out, validation
+    ``validation``: the validation part, of the first process only.
+    """
+
+    def __init__(self, config: PriorConfig, out: Path, stop: Stop):
+        self.config, self.out, self.stop, self.validation = config, out, stop, None
         self.begin = self.last_time = time.time()
         self.loss_sum, self.loss_count, self.out_of_time = 0.0, 0, False
+        self.at_sigterm = signal.getsignal(signal.SIGTERM)
+        self.curves: EventLog | None = None  # of the first process
+
+    def on_train_start(self, trainer, *_):
+        # Lightning's handler has replaced ours: it talks to the other ranks from within the signal, and ends without a checkpoint.
+        signal.signal(signal.SIGTERM, self.at_sigterm)
+        if trainer.is_global_zero:
+            self.curves = EventLog(self.out / "tensorboard", trainer.global_step and trainer.global_step + 1)
+
+    def on_train_end(self, *_):
+        if self.curves is not None:
+            self.curves.close()
 
     def on_train_batch_start(self, trainer, module, *_):
-        # All ranks follow the first one's clock: the learning rate and the stop must agree between them.
+        # All ranks follow the first one's clock, and a signal to any: the learning rate and the stop must agree between them.
         minutes_left = trainer.strategy.broadcast(self.config.max_minutes - (time.time() - self.begin) / 60)
-        self.out_of_time = minutes_left <= 0 or trainer.global_step + 1 >= self.config.max_steps
+        stopped = trainer.strategy.reduce_boolean_decision(self.stop.requested, all=False)
+        self.out_of_time = stopped or minutes_left <= 0 or trainer.global_step + 1 >= self.config.max_steps
         rate = self.config.learning_rate * min(1.0, (trainer.global_step + 1) / max(self.config.warmup_steps, 1))
         if self.config.decay_minutes > 0:
             rate *= min(1.0, max(minutes_left, 0.0) / self.config.decay_minutes)
@@ -145,6 +173,7 @@ class TimeBox(pl.Callback):
             rate = self.loss_count * batch / (now - self.last_time)
             row = {"step": step, "samples": step * batch, "loss": round(self.loss_sum / self.loss_count, 5), "samples_per_second": round(rate, 1)}
             append_row(self.out / "curve.csv", row)
+            self.curves.scalars(step, {name: value for name, value in row.items() if name != "step"} | {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]})
             print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
             self.loss_sum, self.loss_count, self.last_time = 0.0, 0, now
         if step % config.validate_every == 0 and trainer.is_global_zero:
@@ -171,6 +200,9 @@ class TimeBox(pl.Callback):
             "psnr_of_4": round(psnr_of_sets, 3), "psnr_repeat_input": round(repeat, 3),
         }  # fmt: skip
         append_row(self.out / "validation.csv", row)
+        self.curves.scalars(step, {f"validation/{name.removeprefix('validation_')}": value for name, value in row.items() if name not in ("step", "samples")})
+        self.curves.picture(step, "samples/of_1", sheet)
+        self.curves.picture(step, "samples/of_4", sheet_of_sets)
         print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
 
@@ -190,8 +222,8 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def build(config: PriorConfig, train_images) -> Zero123:
-    """The untrained model with its autoencoder fitted to a sample of the training views, or the model of ``init``."""
+def build(config: PriorConfig, source) -> Zero123:
+    """The untrained model with its autoencoder fitted to the first batches of ``source``, or the model of ``init``."""
     if config.part not in ("unet", "multiplane"):
         raise InputError(f"part={config.part!r} is unknown: use unet or multiplane")
     if config.init:
@@ -199,7 +231,8 @@ def build(config: PriorConfig, train_images) -> Zero123:
     else:
         model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention), 1,
                            config.token_dim, config.encoder_layers, config.planes, config.plane_components, seed=config.seed)  # fmt: skip
-        model.vae.fit(train_images * 2 - 1, config.whitening)
+        images = torch.cat([source.batch(k)["target"].flatten(0, 1)[:, :3] for k in range(40)])
+        model.vae.fit(images * 2 - 1, config.whitening)
     if config.multiplane and model.multiplane is None:
         add_multiplane(model, config.multiplane, seed=config.seed)
     if config.part == "multiplane":
@@ -210,24 +243,52 @@ def build(config: PriorConfig, train_images) -> Zero123:
     return model
 
 
-def load_data(config: PriorConfig, part: str, augment: bool, groups: int, targets: int, sets) -> PairSource:
-    from dataset.corpus_reader import CorpusReader
+def load_data(config: PriorConfig, part: str, augment: bool, groups: int, targets: int, sets) -> PairSource | ShardedSource:
+    """Batches of a part of the corpus; the training part in shards where ``shard_objects`` is set."""
+    from dataset.corpus_reader import CorpusReader, PackedCorpus
 
+    if part == "train" and config.shard_objects:
+        packed = [PackedCorpus(folder, part, size=config.image_size) for folder in config.corpus]
+        return ShardedSource(packed, config.devices * config.nodes, config.shard_objects, config.shard_steps, groups, targets, config.seed, sets, augment)
     corpora = [CorpusReader(folder, part, size=config.image_size) for folder in config.corpus]
     return PairSource(corpora, groups, targets, config.seed, sets, augment)
 
 
+def start_step(config: PriorConfig, checkpoint: Path) -> int:
+    """The step at which a run begins. Raises InputError where the checkpoint is of another number of processes: its data would not go on."""
+    if not checkpoint.is_file():
+        return 0
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    now = config.devices * config.nodes
+    before = state.get("world_size", now)  # checkpoints of before this was kept do not say
+    if before != now and not config.allow_other_processes:
+        raise InputError(
+            f"{checkpoint}: made by {before} processes, this run has {now} (devices x nodes), so it cannot go on with the same data; use {before}, or allow_other_processes=true, or another out="
+        )
+    return int(state["global_step"])
+
+
+def quiet_lightning() -> None:
+    """Notes and warnings of pytorch-lightning that say nothing about this training."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (r".*in eval mode at the start of training", r".*treespec, LeafSpec", r".*does not have many workers", r".*has no `__len__`|.*`IterableDataset` has `__len__`"):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def train(config: PriorConfig, export: Path | None = None) -> Path:
     """Train until the time or the steps are used up; returns the checkpoint's path."""
+    if config.devices < 1 or config.nodes < 1:
+        raise InputError(f"devices={config.devices} and nodes={config.nodes} must be at least 1")
     if config.threads:
         torch.set_num_threads(config.threads)
+    quiet_lightning()
     pl.seed_everything(config.seed, verbose=False)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "last.ckpt"
     source = load_data(config, "train", True, config.groups_per_step, config.targets_per_group, config.sets)
-    fit_on = torch.cat([source.batch(k)["target"].flatten(0, 1)[:, :3] for k in range(40)])
-    module = PriorModule(build(config, fit_on), config)
+    module = PriorModule(build(config, source), config)
     if export is not None:
         if not checkpoint.is_file():
             raise InputError(f"{checkpoint}: no checkpoint to export; train first")
@@ -241,21 +302,31 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
         model.save(export, int8=config.export_int8)
         print(f"step {state['global_step']} exported to {export}")
         return export
-    start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint.is_file() else 0
-    validation = load_data(config, "validation", False, 8, 4, (1.0, 0.0, 1.0))
-    trainer = pl.Trainer(
-        accelerator="auto", devices=config.devices, strategy="ddp" if config.devices > 1 else "auto", precision=config.precision, max_steps=config.max_steps, max_epochs=-1,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, callbacks=[TimeBox(config, out, validation)],
-    )  # fmt: skip
-    stream = StepStream(source, start, int(os.environ.get("LOCAL_RANK", 0)))
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=0)
-    trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
+    start = start_step(config, checkpoint)
+    world_size = config.devices * config.nodes
+    with finish_step_first() as stop:
+        box = TimeBox(config, out, stop)
+        trainer = pl.Trainer(
+            accelerator="auto", devices=config.devices, num_nodes=config.nodes, strategy="ddp" if world_size > 1 else "auto", precision=config.precision,
+            max_steps=config.max_steps, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False, callbacks=[box], default_root_dir=out,
+            # Under Slurm, Lightning would requeue the job itself, with a checkpoint of its own.
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [],
+        )  # fmt: skip
+        if trainer.is_global_zero:
+            box.validation = load_data(config, "validation", False, 8, 4, (1.0, 0.0, 1.0))
+            print(f"{world_size} process{'es' if world_size > 1 else ''}, {len(source)} objects, from step {start}", flush=True)
+        loader = torch.utils.data.DataLoader(StepStream(source, start, trainer.global_rank), batch_size=None, num_workers=0)
+        trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)
+    if stop.requested:
+        stop.leave()
     return checkpoint
 
 
 class StepStream(torch.utils.data.IterableDataset):
-    def __init__(self, source: PairSource, start: int, rank: int):
+    """Batches of the steps from ``start`` on; ``rank``: of the process among those of all nodes."""
+
+    def __init__(self, source: PairSource | ShardedSource, start: int, rank: int):
         self.source, self.start, self.rank = source, start, rank
 
     def __iter__(self):

@@ -1,0 +1,37 @@
+"""The parity check as one command, on the committed outputs of the references (its own first half needs their checkouts)."""
+
+import shutil
+import sys
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from benchmarks import parity
+from sap3d.errors import cli
+from tests.published_files import PARITY
+
+
+def check(monkeypatch, work):
+    monkeypatch.setattr(sys, "argv", ["parity", "--work", str(work)])
+    cli(parity.main)
+
+
+def test_status_says_whether_the_outputs_agree(tmp_path, monkeypatch, capsys):
+    (tmp_path / "expected").mkdir()
+    for path in PARITY.glob("relposepp.*"):
+        shutil.copy(path, tmp_path / "expected")
+    check(monkeypatch, tmp_path)
+    printed = capsys.readouterr().out
+    assert "44,091,740 numbers" in printed and "ABOVE" not in printed and "largest relative error" in printed
+    other = load_file(tmp_path / "expected/relposepp.safetensors")
+    save_file(other | {"scores": other["scores"] * 1.001}, tmp_path / "expected/relposepp.safetensors")
+    with pytest.raises(SystemExit) as ended:
+        check(monkeypatch, tmp_path)
+    assert ended.value.code == 1 and "scores           relative error 1.0e-03  ABOVE 1e-04" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_an_empty_folder_is_one_line(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        check(monkeypatch, tmp_path)
+    assert ended.value.code == 2 and "give the checkouts of the references" in capsys.readouterr().err

@@ -1,0 +1,199 @@
+"""Training of the prior: several processes and nodes, data in shards, exact resume."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from camerabooth.prior.config import PriorConfig
+from camerabooth.prior.data import PairSource
+from camerabooth.prior.shards import ShardedSource
+from camerabooth.prior.train import start_step
+from dataset import corpus
+from dataset.corpus_reader import CorpusReader, PackedCorpus
+from dataset.procedural import list_objects, part_of
+from sap3d.errors import InputError
+from sap3d.scene import REPOSITORY
+from tests.event_files import read
+
+SIZE, VIEWS, OBJECTS = 32, 16, 7
+MODEL = ["image_size=32", "patch_size=4", "latent_channels=12", "channels=[32,64]", "attention=[false,true]", "token_dim=64", "encoder_layers=1", "planes=4",
+         "plane_components=6", "multiplane=0", "groups_per_step=2", "targets_per_group=2", "sets=[0.5,0.5]", "precision=32-true", "log_every=2", "threads=1", "warmup_steps=2"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A corpus in the files of ``python -m dataset.corpus``: smooth blobs, seven objects to train on and one to validate with."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "objects").mkdir()
+    ids = [item.id for item in list_objects(60)]
+    chosen = [i for i in ids if part_of(i) == "train"][:OBJECTS] + [i for i in ids if part_of(i) == "validation"][:1]
+    for number, name in enumerate(chosen):
+        rng = np.random.default_rng(number)
+        coarse = torch.from_numpy(rng.random((VIEWS, 4, 5, 5))).float()
+        images = torch.nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bicubic").clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        blobs = [corpus.encode_webp(image) for image in images]
+        np.savez(
+            folder / "objects" / f"{name}.npz", format=corpus.FORMAT, webp=np.frombuffer(b"".join(blobs), np.uint8), offsets=np.cumsum([0] + [len(b) for b in blobs]),
+            polar_rad=rng.uniform(1, 2, VIEWS).astype(np.float32), azimuth_rad=rng.uniform(0, 6, VIEWS).astype(np.float32), radius=np.full(VIEWS, 1.5, np.float32), size=SIZE,
+        )  # fmt: skip
+    records = [{"id": name, "licence": "CC0-1.0", "author": "made by this project"} for name in chosen]
+    (folder / "index.json").write_text(json.dumps({"format": corpus.FORMAT, "views": VIEWS, "size": SIZE, "objects": records}))
+    return folder
+
+
+def start(cache, out, *settings, **variables):
+    command = [sys.executable, "-m", "camerabooth.prior.train", *MODEL, f"corpus=[{cache}]", f"out={out}", *settings]
+    return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes):
+    """(outputs, errors) of processes that must end well; none is left behind."""
+    try:
+        ended = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, ended):
+        assert process.returncode == 0, errors
+    return ended
+
+
+def nodes(cache, out, *settings, count=2):
+    """One process on each of ``count`` "nodes" of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(cache, out, f"nodes={count}", *settings, NODE_RANK=str(k), **where) for k in range(count)]
+
+
+def weights(folder):
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    return state, state["state_dict"]
+
+
+def assert_same(first, second):
+    (one, a), (other, b) = weights(first), weights(second)
+    assert one["global_step"] == other["global_step"] and a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=0, rtol=0, msg=name)
+    for k, moments in one["optimizer_states"][0]["state"].items():
+        torch.testing.assert_close(moments["exp_avg"], other["optimizer_states"][0]["state"][k]["exp_avg"], atol=0, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def two_processes(cache, tmp_path_factory):
+    """A run of six steps in two processes with data in shards, undisturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    (printed, errors), = finish(start(cache, out, "devices=2", "max_steps=6", "shard_objects=2", "shard_steps=2"))
+    assert "2 processes, 7 objects, from step 0" in printed and printed.count("loss") == 3, printed
+    assert not re.search("tip:|warn|deprecated|available|distributed", errors, re.I), errors  # the log is not cluttered
+    return out
+
+
+def test_two_processes_stop_and_resume_exactly(cache, two_processes, tmp_path):
+    """Ends at a shard's border and in its middle; the second half is started as two nodes of one process each: the same ranks."""
+    shards = ["shard_objects=2", "shard_steps=2"]
+    finish(start(cache, tmp_path, "devices=2", "max_steps=3", *shards))
+    state, _ = weights(tmp_path)
+    assert state["global_step"] == 3 and state["world_size"] == 2
+    finish(*nodes(cache, tmp_path, "max_steps=6", *shards))
+    assert_same(tmp_path, two_processes)
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_step(cache, tmp_path):
+    process = start(cache, tmp_path / "cut", "max_steps=100000", "log_every=1")
+    line = ""
+    while not line.startswith("step 2 "):
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=600)[1]
+    assert process.returncode == 143 and "run the same command again" in errors, errors
+    step = weights(tmp_path / "cut")[0]["global_step"]
+    assert step >= 2
+    finish(start(cache, tmp_path / "cut", f"max_steps={step + 2}", "log_every=1"))
+    finish(start(cache, tmp_path / "whole", f"max_steps={step + 2}", f"validate_every={step + 1}"))  # a look at the validation part changes nothing
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+    assert len(list((tmp_path / "whole" / "samples").iterdir())) == 2
+    if importlib.util.find_spec("tensorboard"):
+        scalars, _ = read(tmp_path / "cut" / "tensorboard")
+        assert [at for at, _ in scalars["loss"]] == list(range(1, step + 3)) and set(scalars) == {"loss", "samples", "samples_per_second", "learning_rate"}
+        scalars, pictures = read(tmp_path / "whole" / "tensorboard")
+        assert [at for at, _ in scalars["validation/psnr"]] == pictures["samples/of_1"] == pictures["samples/of_4"] == [step + 1]
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+def sharded(cache, objects=2, steps=3, world_size=2):
+    return ShardedSource([PackedCorpus(cache, "train", SIZE)], world_size, objects, steps, 2, 2, seed=5, sets=(0.5, 0.5))
+
+
+def test_shards_deal_the_corpus_to_the_ranks(cache):
+    source = sharded(cache, objects=1)
+    dealt = [source.members(period, rank)[0] for period in range(7) for rank in range(2)]  # two passes over seven objects
+    assert sorted(dealt[:7]) == sorted(dealt[7:]) == list(range(OBJECTS)) and dealt[:7] != dealt[7:]
+    wide = sharded(cache, objects=3)  # passes end within shards
+    dealt = sum((wide.members(period, rank) for period in range(7) for rank in range(2)), [])
+    assert all(sorted(dealt[k : k + 7]) == list(range(OBJECTS)) for k in range(0, 42, 7))
+    for bad in ({"objects": 8}, {"steps": 0}):
+        with pytest.raises(InputError, match="a shard is 1 .. 7 objects"):
+            sharded(cache, **bad)
+
+
+def test_batches_of_shards_follow_from_step_and_rank(cache):
+    """Read in order, with shards loaded ahead, or each by itself: the same; and what they show are objects of the shard."""
+    running, whole = sharded(cache), CorpusReader(cache, "train", SIZE)
+    stream = running.stream(2, rank=1)
+    for step in range(2, 9):
+        batch, alone = next(stream), sharded(cache).batch(step, rank=1)
+        for name in batch:
+            assert torch.equal(batch[name], alone[name])
+    members = running.members(2, 1)
+    shard = running.load(2, 1)
+    for place, index in enumerate(members):
+        np.testing.assert_array_equal(shard.images[0][place], whole.images[index])
+        np.testing.assert_array_equal(shard.poses[place, :, 1], whole.azimuth_rad[index])
+
+
+def test_one_shard_of_everything_draws_as_the_mapped_corpus_does(cache):
+    """Up to the order of the objects, a batch is that of ``PairSource`` for the same step: sharding changes which objects are at hand, nothing else."""
+    everything = sharded(cache, objects=OBJECTS, world_size=1)
+    reader = CorpusReader(cache, "train", SIZE)
+    mapped = PairSource([reader], 2, 2, 5, (0.5, 0.5))
+    order = everything.members(0, 0)
+    mapped.images, mapped.poses = [reader.images[order]], mapped.poses[order]
+    for step in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(everything.batch(step).values(), mapped.batch(step).values()))
+
+
+def test_damaged_objects_are_named(cache, tmp_path):
+    import shutil
+
+    shutil.copytree(cache, tmp_path / "copy")
+    broken = PackedCorpus(tmp_path / "copy", "train", SIZE)
+    path = broken.path(0)
+    path.write_bytes(path.read_bytes()[:300])
+    source = ShardedSource([broken], 1, 1, 1, 2, 2, seed=5)
+    at = next(period for period in range(14) if source.members(period, 0) == [0])
+    source.batch(max(at - 1, 0)) if at else None
+    with pytest.raises(InputError, match=f"{path.name}: missing or damaged"):
+        source.batch(at)
+
+
+def test_checkpoints_that_do_not_say_their_processes_go_on(tmp_path):
+    torch.save({"global_step": 41}, tmp_path / "last.ckpt")
+    assert start_step(PriorConfig(devices=2), tmp_path / "last.ckpt") == 41 and start_step(PriorConfig(), tmp_path / "none.ckpt") == 0
+    torch.save({"global_step": 41, "world_size": 4}, tmp_path / "last.ckpt")
+    assert start_step(PriorConfig(devices=2, nodes=2), tmp_path / "last.ckpt") == 41
+    assert start_step(PriorConfig(allow_other_processes=True), tmp_path / "last.ckpt") == 41
+    with pytest.raises(InputError, match="made by 4 processes, this run has 2"):
+        start_step(PriorConfig(devices=2), tmp_path / "last.ckpt")
