@@ -8,6 +8,7 @@ running is watched on, one that is gone without a status waits again, and the pi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -109,6 +110,19 @@ class Job:
         return lines[-1] if lines else "see the log"
 
 
+def claim(home: Path):
+    """The open file that keeps a second server off ``home`` while this process lives; InputError when there is one already."""
+    stream = open(home / "server.lock", "w")  # the system frees it, however the server ends
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise InputError(f"{home}: another app works on these runs; use its page, or give --home another folder") from None
+    except OSError:  # a file system without locks
+        pass
+    return stream
+
+
 class Queue:
     """All runs below ``home``. One is started at a time by a thread; every method may be called from any thread."""
 
@@ -158,15 +172,18 @@ class Queue:
         return Job(folder)
 
     def start(self, job: Job, quick: bool) -> None:
-        """Put a run into the queue; again after a failure or a cancellation it resumes."""
-        if job.state in ("running", "waiting", "done"):
-            return
-        if sum(j.state == "waiting" for j in self.jobs()) >= MAX_WAITING:
-            raise InputError(f"{MAX_WAITING} runs wait already; try again when some are done")
-        write_json(job.folder / "job.json", job.asked | {"quick": bool(quick)})
-        for name in ("cancelled", "status", "pid"):
-            (job.folder / name).unlink(missing_ok=True)
-        write_text(job.folder / "wanted", str(time.time()))
+        """Put a run into the queue; again after a failure or a cancellation it resumes. InputError while the cancelled run still writes its checkpoint."""
+        with self._lock:  # of two starts at once the second finds it waiting
+            if job.state in ("running", "waiting", "done"):
+                return
+            if job.pid is not None:  # its end would be taken for the end of the new run
+                raise InputError("the run is still stopping; start it again in a few seconds")
+            if sum(j.state == "waiting" for j in self.jobs()) >= MAX_WAITING:
+                raise InputError(f"{MAX_WAITING} runs wait already; try again when some are done")
+            write_json(job.folder / "job.json", job.asked | {"quick": bool(quick)})
+            for name in ("cancelled", "status", "pid"):
+                (job.folder / name).unlink(missing_ok=True)
+            write_text(job.folder / "wanted", str(time.time()))
 
     def cancel(self, job: Job) -> None:
         """Stop a run, or take it out of the queue; what it finished is kept."""
@@ -214,8 +231,8 @@ class Queue:
 
     def _launch(self, job: Job) -> subprocess.Popen:
         arguments = [*self.command, TYPE, job.name, str(job.scene.views), self.gpu, *(["--quick"] if job.asked.get("quick") else [])]
-        # the shell writes the status when the pipeline has ended, whether or not this server still lives
-        script = 'folder=$1; shift; "$@" >> "$folder/log.txt" 2>&1; echo $? > "$folder/status.new"; mv "$folder/status.new" "$folder/status"'
+        # the shell writes its number when it begins and the status when the pipeline has ended, whether or not this server still lives
+        script = 'folder=$1; shift; echo $$ > "$folder/pid"; "$@" >> "$folder/log.txt" 2>&1; echo $? > "$folder/status.new"; mv "$folder/status.new" "$folder/status"'
         environment = {**os.environ, "ROOT_DIR": str(job.folder / "root"), **({"PYTHON": self.python} if self.python else {})}
         child = subprocess.Popen(["sh", "-c", script, "sap3d-app", str(job.folder), *arguments], env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
         write_text(job.folder / "pid", str(child.pid))
