@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def main() -> None:
     from app.jobs import Queue, claim
 
     held = claim(home)  # noqa: F841, open as long as the server lives
+    shutil.rmtree(home / "uploads", ignore_errors=True)  # of an earlier server; runs have copies of their own
     queue = Queue(home, args.python, args.gpu)
     threading.Thread(target=queue.run_forever, daemon=True).start()
     print(f"SAP3D on http://127.0.0.1:{args.port}, runs in {home}; Ctrl-C ends the page, not a run", flush=True)
