@@ -69,7 +69,7 @@ def mean_rows(results: list[dict]) -> list[tuple[list[str], bool]]:
         means = {key: mean_of(group, key) for key in TABLE_KEYS}
         rows.append(([f"{type_}, {views} view{'s' * (views != 1)}, mean of {len(group)}", *figure_cells(means), minutes(mean_of(group, "seconds"))], False))
         released = released_means(views)
-        if released:
+        if released and any(value is not None for value in means.values()):
             rows.append(([f"SAP3D, {views} view{'s' * (views != 1)}, mean of {released['objects']} GSO objects", *figure_cells(released), ""], True))
     return rows
 
