@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -37,9 +38,11 @@ def main() -> None:
         from app.page import application
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed; {REPOSITORY / 'requirements-app.txt'} says how to make the app's environment") from None
-    from app.jobs import Queue
+    from app.jobs import Queue, claim
 
-    queue = Queue(home, args.python)
+    held = claim(home)  # noqa: F841, open as long as the server lives
+    shutil.rmtree(home / "uploads", ignore_errors=True)  # of an earlier server; runs have copies of their own
+    queue = Queue(home, args.python, args.gpu)
     threading.Thread(target=queue.run_forever, daemon=True).start()
     print(f"SAP3D on http://127.0.0.1:{args.port}, runs in {home}; Ctrl-C ends the page, not a run", flush=True)
     uvicorn.run(application(queue), host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=2)

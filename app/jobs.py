@@ -8,6 +8,7 @@ running is watched on, one that is gone without a status waits again, and the pi
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -28,6 +29,20 @@ MAX_RUNS, MAX_WAITING = 100, 10
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 _STAGE = re.compile(r"^== (.+)$", re.M)
 _PROGRESS = re.compile(r"\[([\w .-]+)\] (\d+)/(\d+) +(.*)")
+
+
+# What runs the pipeline: a shell that writes its number, and the pipeline's status at the end, whether or not this server still lives. It passes SIGTERM on
+# to run_pipeline.sh alone, which tells the stage: one that hears it twice would not stay for its checkpoint.
+WRAPPER = """
+folder=$1 child= stop=; shift
+echo $$ > "$folder/pid"
+trap 'stop=1; [ -z "$child" ] || kill -TERM "$child"' TERM
+"$@" >> "$folder/log.txt" 2>&1 &
+child=$!
+[ -z "$stop" ] || kill -TERM "$child"
+while wait "$child"; status=$?; kill -0 "$child" 2> /dev/null; do :; done
+echo $status > "$folder/status.new"; mv "$folder/status.new" "$folder/status"
+"""
 
 
 @dataclass(frozen=True)
@@ -55,9 +70,9 @@ class Job:
 
     @property
     def state(self) -> str:
-        """masks (photos are in, not started), waiting, running, done, failed or cancelled."""
+        """masks (photos are in, not started), waiting, running, done, failed, stopping (cancelled, still writing a checkpoint) or cancelled."""
         if (self.folder / "cancelled").exists():
-            return "cancelled"
+            return "cancelled" if self.pid is None else "stopping"
         status = self.status
         if status is not None:
             return "done" if status == 0 else "failed"
@@ -109,6 +124,19 @@ class Job:
         return lines[-1] if lines else "see the log"
 
 
+def claim(home: Path):
+    """The open file that keeps a second server off ``home`` while this process lives; InputError when there is one already."""
+    stream = open(home / "server.lock", "w")  # the system frees it, however the server ends
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise InputError(f"{home}: another app works on these runs; use its page, or give --home another folder") from None
+    except OSError:  # a file system without locks
+        pass
+    return stream
+
+
 class Queue:
     """All runs below ``home``. One is started at a time by a thread; every method may be called from any thread."""
 
@@ -158,15 +186,18 @@ class Queue:
         return Job(folder)
 
     def start(self, job: Job, quick: bool) -> None:
-        """Put a run into the queue; again after a failure or a cancellation it resumes."""
-        if job.state in ("running", "waiting", "done"):
-            return
-        if sum(j.state == "waiting" for j in self.jobs()) >= MAX_WAITING:
-            raise InputError(f"{MAX_WAITING} runs wait already; try again when some are done")
-        write_json(job.folder / "job.json", job.asked | {"quick": bool(quick)})
-        for name in ("cancelled", "status", "pid"):
-            (job.folder / name).unlink(missing_ok=True)
-        write_text(job.folder / "wanted", str(time.time()))
+        """Put a run into the queue; again after a failure or a cancellation it resumes. InputError while the cancelled run still writes its checkpoint."""
+        with self._lock:  # of two starts at once the second finds it waiting
+            if job.state in ("running", "waiting", "done"):
+                return
+            if job.state == "stopping":  # its end would be taken for the end of the new run
+                raise InputError("the run is still stopping; start it again in a few seconds")
+            if sum(j.state == "waiting" for j in self.jobs()) >= MAX_WAITING:
+                raise InputError(f"{MAX_WAITING} runs wait already; try again when some are done")
+            write_json(job.folder / "job.json", job.asked | {"quick": bool(quick)})
+            for name in ("cancelled", "status", "pid"):
+                (job.folder / name).unlink(missing_ok=True)
+            write_text(job.folder / "wanted", str(time.time()))
 
     def cancel(self, job: Job) -> None:
         """Stop a run, or take it out of the queue; what it finished is kept."""
@@ -177,20 +208,21 @@ class Queue:
             pid = job.pid
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
 
     def delete(self, job: Job) -> None:
+        """Stop a run at once and remove all of it."""
         self.cancel(job)
-        for _ in range(100):
-            if job.pid is None:
-                break
+        while (pid := job.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
             time.sleep(0.1)
         shutil.rmtree(job.folder, ignore_errors=True)
 
     def position(self, job: Job) -> int:
         """How many runs come before it."""
         waiting = self._waiting()
-        return (waiting.index(job) if job in waiting else 0) + any(j.state == "running" for j in self.jobs())
+        return (waiting.index(job) if job in waiting else 0) + any(j.pid is not None for j in self.jobs())
 
     def _waiting(self) -> list[Job]:
         return sorted((j for j in self.jobs() if j.state == "waiting"), key=lambda j: float((j.folder / "wanted").read_text() or 0))
@@ -214,9 +246,7 @@ class Queue:
 
     def _launch(self, job: Job) -> subprocess.Popen:
         arguments = [*self.command, TYPE, job.name, str(job.scene.views), self.gpu, *(["--quick"] if job.asked.get("quick") else [])]
-        # the shell writes the status when the pipeline has ended, whether or not this server still lives
-        script = 'folder=$1; shift; "$@" >> "$folder/log.txt" 2>&1; echo $? > "$folder/status.new"; mv "$folder/status.new" "$folder/status"'
         environment = {**os.environ, "ROOT_DIR": str(job.folder / "root"), **({"PYTHON": self.python} if self.python else {})}
-        child = subprocess.Popen(["sh", "-c", script, "sap3d-app", str(job.folder), *arguments], env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(["sh", "-c", WRAPPER, "sap3d-app", str(job.folder), *arguments], env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
         write_text(job.folder / "pid", str(child.pid))
         return child

@@ -20,9 +20,10 @@ STAGES = ("cameras", "test-time training", "NeRF and mesh", "evaluation")
 FILES = {  # what a run's address may name; nothing else below HOME is served
     "preview.png": lambda s: s.train_dir / "preview.png",
     "cameras.yaml": lambda s: s.refined_cameras if s.refined_cameras.is_file() else s.initial_cameras,
-    "novel_views.png": lambda s: s.nvs_dir / "sheet.png",
+    "novel_views.png": lambda s: s.nvs_dir / "contact_sheet.png",
     "turntable.mp4": lambda s: s.nerf_dir / "save" / "turntable.mp4",
     "mesh.png": lambda s: s.mesh_dir / "mesh.png",
+    "renders.png": lambda s: s.nerf_dir / "save" / "sheet.png",
     "model.glb": lambda s: s.mesh_dir / "model.glb",
     "contact_sheet.png": lambda s: s.results_dir / "contact_sheet.png",
 }
@@ -79,7 +80,7 @@ def run_html(queue: Queue, job: Job | None) -> str:
         parts.append(f'<p class="error">{html.escape(job.cause())}</p>')
     if run_file(job, "model.glb"):
         parts.append(f'<iframe class="model" title="The model in 3D" src="/runs/{job.id}/view"></iframe>')
-    for name, label in (("preview.png", "Photos and masks"), ("novel_views.png", "Novel views"), ("mesh.png", "Mesh"), ("contact_sheet.png", "All views")):
+    for name, label in (("preview.png", "Photos and masks"), ("novel_views.png", "Novel views"), ("renders.png", "Renders of the NeRF"), ("mesh.png", "Mesh"), ("contact_sheet.png", "All views")):
         path = run_file(job, name)
         if path:
             parts.append(f'<figure><figcaption>{label}</figcaption><img alt="{label}" src="/runs/{job.id}/{name}?{path.stat().st_mtime_ns}"></figure>')
@@ -100,7 +101,7 @@ def _warnings(job: Job) -> list[str]:
 
 
 def blocks(queue: Queue) -> gr.Blocks:
-    with gr.Blocks(title="SAP3D", analytics_enabled=False) as demo:
+    with gr.Blocks(title="SAP3D", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
         selected = gr.State("")
         gr.HTML('<div class="brand"><h1>SAP3D</h1><p>A few photos of an object become cameras, views and a textured model. Runs on this machine.</p></div>')
         with gr.Row():
@@ -137,6 +138,8 @@ def blocks(queue: Queue) -> gr.Blocks:
                 job = queue.add((chosen or "").strip(), [Path(path) for path in files or []])
             except InputError as error:
                 raise gr.Error(str(error), duration=None) from None
+            for path in files:  # the run has copies of its own
+                Path(path).unlink(missing_ok=True)
             return job.id, *show(job.id), None
 
         def act(what):

@@ -194,22 +194,26 @@ def set_warnings(photos: list[Photo]) -> list[str]:
 
 def preview(photos: list[Photo], crops: list[np.ndarray], tile: int = 220) -> Image.Image:
     """A sheet: every photo with the object's outline above its crop over white, and its warnings in orange."""
-    sheet = Image.new("RGB", (len(photos) * (tile + 8) + 8, 2 * tile + 70), (250, 250, 248))
-    draw = ImageDraw.Draw(sheet)
-    for k, (photo, cut) in enumerate(zip(photos, crops)):
-        left = 8 + k * (tile + 8)
+    pictures = []
+    for photo in photos:
         picture = Image.fromarray((photo.rgb * 255).astype(np.uint8))
         mask = Image.fromarray(((photo.alpha > 0.5) * 255).astype(np.uint8))
         picture.thumbnail((tile, tile))
-        mask = mask.resize(picture.size)
-        edge = Image.eval(mask.filter(ImageFilter.FIND_EDGES).filter(ImageFilter.MaxFilter(3)), lambda v: 255 if v > 64 else 0)
+        edge = Image.eval(mask.resize(picture.size).filter(ImageFilter.FIND_EDGES).filter(ImageFilter.MaxFilter(3)), lambda v: 255 if v > 64 else 0)
         picture.paste((255, 60, 160), mask=edge)
-        sheet.paste(picture, (left + (tile - picture.width) // 2, 26 + (tile - picture.height) // 2))
+        pictures.append(picture)
+    row = max(picture.height for picture in pictures)  # no bands above and below photos that all lie on their side
+    lines = max(len(photo.warnings[:2]) for photo in photos)
+    sheet = Image.new("RGB", (len(photos) * (tile + 8) + 8, 26 + row + 8 + tile + 8 + 14 * lines), (250, 250, 248))
+    draw = ImageDraw.Draw(sheet)
+    for k, (photo, picture, cut) in enumerate(zip(photos, pictures, crops)):
+        left = 8 + k * (tile + 8)
+        sheet.paste(picture, (left + (tile - picture.width) // 2, 26 + (row - picture.height) // 2))
         rgba = Image.fromarray(cut).resize((tile, tile), Image.Resampling.BOX if cut.shape[0] > tile else Image.Resampling.BICUBIC)
-        sheet.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), (left, 34 + tile))
+        sheet.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), (left, 34 + row))
         draw.text((left, 8), f"{k:03d}  {photo.path.name[:28]}", fill=(60, 60, 60))
         for line, warning in enumerate(photo.warnings[:2]):
-            draw.text((left, 40 + 2 * tile + 12 * line), f"! {warning[:36]}", fill=(200, 80, 0))
+            draw.text((left, 38 + row + tile + 14 * line), f"! {warning[:36]}", fill=(200, 80, 0))
     return sheet
 
 

@@ -67,10 +67,10 @@ def mean_rows(results: list[dict]) -> list[tuple[list[str], bool]]:
     for (type_, views), group in groupby(sorted(results, key=lambda r: (r["type"], r["views"])), lambda r: (r["type"], r["views"])):
         group = list(group)
         means = {key: mean_of(group, key) for key in TABLE_KEYS}
-        rows.append(([f"{type_}, {views} views, mean of {len(group)}", *figure_cells(means), minutes(mean_of(group, "seconds"))], False))
+        rows.append(([f"{type_}, {views} view{'s' * (views != 1)}, mean of {len(group)}", *figure_cells(means), minutes(mean_of(group, "seconds"))], False))
         released = released_means(views)
-        if released:
-            rows.append(([f"SAP3D, {views} views, mean of {released['objects']} GSO objects", *figure_cells(released), ""], True))
+        if released and any(value is not None for value in means.values()):
+            rows.append(([f"SAP3D, {views} view{'s' * (views != 1)}, mean of {released['objects']} GSO objects", *figure_cells(released), ""], True))
     return rows
 
 

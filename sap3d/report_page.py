@@ -49,8 +49,9 @@ def _object(index: int, result: dict, scene: Scene, keys: tuple[str, ...]) -> st
     left += _strip("Novel views of the personal diffusion model", [scene.nvs_dir / "preds" / f"{name}.png" for name in STRIP_VIEWS], 92)
     left += _strip("The same views of the NeRF", [scene.nerf_dir / "save" / "rgb_pred" / f"{name}.png" for name in STRIP_VIEWS], 92)
     left += _figures(result, keys) + _times(result)
-    left += "".join(f"<p class=note>{html.escape(note)}</p>" for note in result.get("notes", []))
-    for name, label in (("contact_sheet.png", "All views beside the true ones"), ("cameras.png", "Cameras from above and aside")):
+    judged = any(result.get(key) is not None for key in keys)  # without ground truth one line has said so already
+    left += "".join(f"<p class=note>{html.escape(note)}</p>" for note in result.get("notes", []) if judged or not (note.startswith("no true ") and note.endswith(" is missing")))
+    for name, label in (("contact_sheet.png", "All views beside the true ones" if judged else "All views"), ("cameras.png", "Cameras from above and aside")):
         if (scene.results_dir / name).is_file():
             left += f"<details><summary>{label}</summary>{_picture(scene.results_dir / name)}</details>"
     right = _mesh(f"glb{index}", scene) + _turntable(scene)

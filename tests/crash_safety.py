@@ -243,7 +243,7 @@ def main() -> int:
     def say(what: str, faults: list[str] | None) -> None:
         nonlocal bad
         bad += bool(faults)
-        print(f"{what:<46}{'not possible here' if faults is None else 'as undisturbed' if not faults else 'FAULT ' + '; '.join(faults[:5])}", flush=True)
+        print(f"{what:<76} {'not possible here' if faults is None else 'as undisturbed' if not faults else 'FAULT ' + '; '.join(faults[:5])}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="sap3d_crash_") as name:
         folder = Path(name)

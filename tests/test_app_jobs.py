@@ -98,6 +98,44 @@ def test_cancel_stops_it_and_start_resumes(queue, tmp_path):
     assert not job.folder.exists() and one.jobs() == []
 
 
+def test_two_starts_at_the_same_time_run_it_once(queue, tmp_path, monkeypatch):
+    one, real, calls = queue(), jobs.write_json, iter((0, 1))
+    job = one.add("a", [photo(tmp_path)])
+    monkeypatch.setattr(jobs, "write_json", lambda *arguments: (time.sleep(next(calls, 0)), real(*arguments)))  # the second start is slow after its look at the state
+    together = threading.Barrier(2)
+    starts = [threading.Thread(target=lambda: (together.wait(), one.start(job, True))) for _ in range(2)]
+    [start.start() for start in starts]
+    [start.join() for start in starts]
+    until(lambda: job.state == "running" and (tmp_path / "order").is_file())
+    time.sleep(0.5)
+    (tmp_path / "order.go").write_text("")
+    until(lambda: job.state == "done")
+    assert (tmp_path / "order").read_text().split() == ["a"]
+
+
+def test_a_cancelled_run_that_still_writes_its_checkpoint_is_not_started_again(queue, tmp_path):
+    (tmp_path / "script.sh").write_text("trap 'sleep 1; exit 143' TERM\n" + SCRIPT)
+    one = queue()
+    job = one.add("a", [photo(tmp_path)])
+    one.start(job, quick=True)
+    until(lambda: job.state == "running" and (tmp_path / "order").is_file())
+    one.cancel(job)
+    with pytest.raises(InputError, match="still stopping"):
+        one.start(job, quick=True)
+    until(lambda: job.pid is None)
+    (tmp_path / "order.go").write_text("")
+    one.start(job, quick=True)
+    until(lambda: job.state == "done")
+
+
+def test_one_server_for_a_folder(tmp_path):
+    first = jobs.claim(tmp_path)
+    with pytest.raises(InputError, match="another app"):
+        jobs.claim(tmp_path)
+    first.close()
+    jobs.claim(tmp_path).close()
+
+
 def test_limits_leave_nothing_behind(tmp_path, monkeypatch):
     one = Queue(tmp_path / "home", "python3")
     good = photo(tmp_path)

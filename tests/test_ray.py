@@ -66,6 +66,7 @@ def test_a_node_is_killed_in_the_middle(cluster, tmp_path):
 
 def test_no_cluster_there(tmp_path):
     pytest.importorskip("ray")
-    command = [sys.executable, str(REPOSITORY / "run_pipeline.py"), "--object_type", "GSO_demo", "--engine", "ray", "--address", "127.0.0.1:1"]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: --address 127.0.0.1:1: no Ray cluster can be reached")
+    for address, message in (("127.0.0.1:1", "127.0.0.1:1: no Ray cluster can be reached"), ("there", "there is neither HOST:PORT")):
+        command = [sys.executable, str(REPOSITORY / "run_pipeline.py"), "--object_type", "GSO_demo", "--engine", "ray", "--address", address]
+        done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith(f"error: --address {message}")

@@ -8,6 +8,7 @@ A job whose node or worker is lost is submitted again and resumes from its check
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from sap3d.batch.jobs import Attempt, Job
 from sap3d.errors import InputError, first_line
 from sap3d.scene import REPOSITORY
 
+CONNECT_SECONDS = 20  # for the head of a cluster to answer
 LOCK_WAIT_SECONDS = 120  # for what is left of a lost attempt to end
 
 
@@ -109,9 +111,14 @@ def _connect(ray, address: str | None, gpus: Sequence[str] | None) -> None:
     common = {"include_dashboard": False} if address is None else {}
     if address is None and gpus:
         common["num_gpus"] = 0 if list(gpus) == ["cpu"] else len(gpus)
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if address not in (None, "auto") and not (host and port.isdigit()):
+        raise InputError(f"--address {address} is neither HOST:PORT of a Ray cluster's head nor auto")
     try:
+        if host:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()  # Ray itself would ask for many minutes
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **common)
-    except Exception as error:  # ConnectionError, ValueError, RuntimeError, by version and cause
+    except Exception as error:  # OSError, ValueError, RuntimeError, by version and cause
         raise InputError(f"--address {address}: no Ray cluster can be reached ({first_line(error)}); start one with 'ray start --head'") from None
 
 
