@@ -122,6 +122,27 @@ def test_latent_gradient_is_that_of_the_published_loss():
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
 
 
+def test_likeness_draws_patches_of_the_object_and_points_towards_the_view():
+    """A patch is where its places say; a render that looks like it costs nothing; small steps along the gradient make others likelier."""
+    views = {}
+    for k, name in enumerate(("000", "001")):
+        view = np.ones((96, 96, 3), np.float32)
+        view[20:60, 30:80] = np.random.default_rng(k).random((8, 10, 3)).repeat(5, 0).repeat(5, 1)
+        views[name] = view
+    likeness, generator = prior.Likeness(views, 48), torch.Generator().manual_seed(0)
+    for _ in range(5):
+        view, patch, local = likeness.draw(generator)
+        column, row = ((local[0, 0] + 1) * 48 - 0.5).round().int(), ((1 - local[0, 1]) * 48 - 0.5).round().int()
+        expected = torch.from_numpy(list(views.values())[view]).permute(2, 0, 1)[:, row : row + 48, column : column + 48]
+        assert torch.equal(patch[0], expected) and float((1 - patch).max()) > 0.05 and len(local) == 48 * 48
+    same = patch[0].reshape(3, -1).T
+    assert float(likeness.gradient(same, patch)[0]) < 1e-6
+    other = (same * 0.5 + 0.3).contiguous()
+    before, gradient = likeness.gradient(other, patch)
+    after, _ = likeness.gradient(other - 0.05 * gradient / gradient.abs().max(), patch)
+    assert float(after) < float(before)
+
+
 def test_prior_counts_less_where_photos_see():
     run = reconstruction(sds=False, steps=60)
     run.guidance = None

@@ -43,11 +43,17 @@ class ReconConfig:
     # Warm start: the novel views of stage 2 as pictures, with a robust loss that fades. With the bundled model they gain more
     # than a decibel with two photos and cost half of one with five unless they count little: hence the exponent (docs/log.md).
     warm_start: bool = True
-    warm_start_weight: float = 0.4  # of the Charbonnier loss at the beginning, with one photo
-    warm_start_exponent: float = 2.0  # N photos: divided by N to this power
+    warm_start_weight: float = 0.8  # of the Charbonnier loss at the beginning, with one photo
+    warm_start_exponent: float = 3.0  # N photos: divided by N to this power
     warm_start_final: float = 0.0  # factor on it at the end
     warm_start_size: int = 64  # pixels of the novel views
     warm_start_rays: int = 768  # pixels a step
+
+    # Likeness: patches of renders shall look like patches of the novel views (LPIPS, as in ReconFusion)
+    likeness_weight: float = 0.01  # of the distance; 0: none
+    likeness_start: float = 0.5  # share of the steps at which it begins
+    likeness_every: int = 4  # steps from one patch to the next
+    likeness_size: int = 96  # pixels of a patch
 
     # Score distillation from the personal model
     sds: bool = True
@@ -90,7 +96,7 @@ class ReconConfig:
 
     SECTION: ClassVar[str] = "recon"  # of a preset
     QUICK: ClassVar[tuple[str, ...]] = (
-        "steps=220", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,128]", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8",
+        "steps=220", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,256]", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8",
         "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_faces=20000", "texture_size=512",
     )  # fmt: skip
 
@@ -102,12 +108,12 @@ def check_config(config: ReconConfig) -> None:
         raise InputError("grid, level_starts and photo_sizes must have one entry a level each")
     if config.level_starts[0] != 0 or sorted(config.level_starts) != list(config.level_starts) or config.level_starts[-1] >= 1:
         raise InputError(f"level_starts={config.level_starts} must rise from 0 and stay below 1")
-    for name in ("steps", "rays", "render_size", "turntable_frames", "mesh_cells", "mesh_faces", "texture_size", "tile_rays", "sds_every", "sds_batch", "sds_cameras"):
+    for name in ("steps", "rays", "render_size", "turntable_frames", "mesh_cells", "mesh_faces", "texture_size", "tile_rays", "sds_every", "sds_batch", "sds_cameras", "likeness_every"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
     for name, low, high in (
         ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
-        ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
+        ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("likeness_size", 32, 1024), ("likeness_weight", 0, 1e3), ("likeness_start", 0, 1), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
     ):  # fmt: skip
         if not low <= getattr(config, name) <= high:
             raise InputError(f"{name}={getattr(config, name)} must lie in {low} .. {high}")

@@ -19,7 +19,7 @@ from sap3d.scene import atomic_path
 from .config import ReconConfig
 from .fields import DenseGrid
 from .photos import CameraTable, PixelBank, Silhouettes, hull_bounds, pixel_bank
-from .prior import Guidance, backward_in_tiles, camera_rays, charbonnier, count_seeing, prior_weight
+from .prior import Guidance, Likeness, backward_in_tiles, camera_rays, charbonnier, count_seeing, prior_weight
 from .regularisers import distortion, opacity_entropy
 from .rendering import Occupancy, ray_box, render, sample_distances
 
@@ -38,12 +38,14 @@ class Reconstruction:
         self.config, self.device = config, device
         self.images = list(photos.values())
         table = CameraTable({name: cameras[name] for name in photos})
-        self.novel = self.novel_cameras = None
+        self.novel = self.novel_cameras = self.likeness = None
         if novel_views:
             protocol = protocol_test_cameras()
             self.novel_cameras = CameraTable({name: protocol[name] for name in novel_views}).to(device)
             opaque = [np.concatenate([image, np.ones_like(image[..., :1])], -1) for image in novel_views.values()]
             self.novel_all = pixel_bank(opaque, config.warm_start_size).to(device)
+            large_enough = min(image.shape[0] for image in novel_views.values()) >= Likeness.SMALLEST
+            self.likeness = Likeness(novel_views, config.likeness_size, device) if config.likeness_weight > 0 and large_enough else None
         self.guidance = Guidance(model, photos, cameras, config) if model is not None else None
 
         whole = torch.tensor([[-config.box] * 3, [config.box] * 3])
@@ -122,6 +124,8 @@ class Reconstruction:
             torch.stack(list(losses.values())).sum().backward()
         if self.guidance is not None and share >= config.sds_start and self.step % config.sds_every == 0:
             losses["sds"] = self._distil((share - config.sds_start) / (1 - config.sds_start))
+        if self.novel is not None and self.likeness is not None and share >= config.likeness_start and self.step % config.likeness_every == 0:
+            losses["like"] = self._resemble()
         if self.field.values.grad is None:
             self.field.values.grad = torch.zeros_like(self.field.values)
         self._smooth(share)
@@ -212,18 +216,33 @@ class Reconstruction:
         for _ in range(config.sds_batch):
             camera = guidance.random_camera(self.generator)
             origins, directions = camera_rays(camera, size, self.device)
-            colour, trust = torch.ones_like(origins), torch.zeros(len(origins), device=self.device)
-            with torch.no_grad():
-                for rows in torch.arange(len(origins), device=self.device).split(config.tile_rays):
-                    seen = render(self.field, self.occupancy, origins[rows], directions[rows])
-                    colour[rows] = seen.colour
-                    trust[rows] = self._prior_weight(seen, origins[rows], directions[rows])
-            image = colour.T.reshape(1, 3, size, size)
-            gradient = guidance.gradient(image, camera, progress, self.generator).to(self.device)
+            colour, trust = self._render_whole(origins, directions)
+            gradient = guidance.gradient(colour.T.reshape(1, 3, size, size), camera, progress, self.generator).to(self.device)
             gradient = gradient.view(3, -1).T * trust[:, None] * (config.sds_weight * config.sds_every / (config.sds_batch * size * size))
             backward_in_tiles(lambda o, d: render(self.field, self.occupancy, o, d), origins, directions, gradient, config.tile_rays)
             total += float(gradient.norm())
         return torch.tensor(total)
+
+    def _resemble(self) -> torch.Tensor:
+        """Add the gradient of the perceptual distance between a patch of a novel view and its render; returns the distance."""
+        config, likeness = self.config, self.likeness
+        view, target, local = likeness.draw(self.generator)
+        origins, directions = self.novel_cameras.rays(local, torch.full((len(local),), view, device=self.device))
+        colour, trust = self._render_whole(origins, directions)
+        distance, gradient = likeness.gradient(colour, target)
+        weight = config.likeness_weight * config.likeness_every
+        backward_in_tiles(lambda o, d: render(self.field, self.occupancy, o, d), origins, directions, gradient * trust[:, None] * weight, config.tile_rays)
+        return distance
+
+    @torch.no_grad()
+    def _render_whole(self, origins: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Colour (R, 3) of rays, and how much the prior counts on each (R,), without a graph, a tile at a time."""
+        colour, trust = torch.ones_like(origins), torch.zeros(len(origins), device=self.device)
+        for rows in torch.arange(len(origins), device=self.device).split(self.config.tile_rays):
+            seen = render(self.field, self.occupancy, origins[rows], directions[rows])
+            colour[rows] = seen.colour
+            trust[rows] = self._prior_weight(seen, origins[rows], directions[rows])
+        return colour, trust
 
     def _prior_weight(self, seen, origins, directions) -> torch.Tensor:
         if not self.config.photos:

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sap3d.cameras import FOV_RAD, RADIUS, Camera, pose_condition
+from sap3d.metrics.image import LpipsAlex
 from sap3d.zero123.photos import photos_over_white
 from sap3d.zero123.sampler import condition_probabilities, resolve_strategy
 
@@ -98,6 +99,44 @@ class Guidance:
         if key not in self.guesses:
             self.guesses[key] = self.model.first_guess(self.features[chosen], pose)
         return self.guesses[key]
+
+
+class Likeness:
+    """Perceptual distance between renders and the novel views of stage 2, on patches at the views' own size.
+
+    Pixels of several views of an imperfect prior agree only in the mean, which is soft; their patches agree in what they look
+    like (LPIPS of renders and of samples of a diffusion model: ReconFusion, arXiv 2312.02981, section 3.3).
+    """
+
+    SMALLEST = 32  # pixels: what the network of the distance needs
+
+    def __init__(self, novel_views: Mapping[str, np.ndarray], size: int, device="cpu"):
+        """novel_views: (S, S, 3) each, in the order of their cameras; size: side of a patch, pixels, at most S."""
+        self.views = torch.from_numpy(np.stack(list(novel_views.values()))).float().permute(0, 3, 1, 2)
+        self.full, self.size, self.device = self.views.shape[-1], min(size, self.views.shape[-1]), device
+        self.lpips = LpipsAlex(device)
+        ink = (1 - self.views).amax(1) > 0.05
+        self.boxes = [(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if len(rows) else (0, self.full, 0, self.full) for rows, columns in
+                      ((torch.nonzero(i.any(1))[:, 0].tolist(), torch.nonzero(i.any(0))[:, 0].tolist()) for i in ink)]  # fmt: skip
+
+    def draw(self, generator: torch.Generator) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """(view, patch (1, 3, s, s), places (s * s, 2) of its pixels as ``pixel_grid`` gives them) at random, on the object."""
+        u = torch.rand(3, generator=generator).tolist()
+        view = int(u[0] * len(self.views))
+        top, bottom, left, right = self.boxes[view]
+        start = [round(min(max(low - self.size / 2 + share * (high - low), 0), self.full - self.size)) for share, low, high in ((u[1], top, bottom), (u[2], left, right))]
+        rows, columns = (slice(k, k + self.size) for k in start)
+        local = pixel_grid(self.full).view(self.full, self.full, 2)[rows, columns].reshape(-1, 2)
+        return view, self.views[view : view + 1, :, rows, columns].to(self.device), local.to(self.device)
+
+    def gradient(self, colour: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """LPIPS (scalar) of rays' colours (s * s, 3) and a patch, and its gradient at the colours."""
+        image = colour.detach().T.reshape(target.shape).requires_grad_(True)
+        with torch.no_grad():
+            wanted = self.lpips.features(target * 2 - 1)
+        distance = self.lpips.distance(self.lpips.features(image * 2 - 1), wanted).sum()
+        (gradient,) = torch.autograd.grad(distance, image)
+        return distance.detach(), gradient.view(3, -1).T
 
 
 def camera_rays(camera: Camera, size: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,7 +42,7 @@ def measure_residual(model: Zero123, source: PairSource, batches: int = 40) -> N
 
 
 @torch.no_grad()
-def measure_gain(model: Zero123, source: PairSource, batches: int = 12, report: Callable[[str], None] | None = None) -> None:
+def measure_gain(model: Zero123, source: PairSource, batches: int = 8, report: Callable[[str], None] | None = None) -> None:
     """Sets ``Zero123.correction_gain``: for each bin of noise levels and each latent channel the factor in 0 .. 1 on the U-Net's
     output u that leaves the least squared error, <u, d> / <u, u> with d = target - linear guess.
 

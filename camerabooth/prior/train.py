@@ -293,7 +293,12 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
         if not checkpoint.is_file():
             raise InputError(f"{checkpoint}: no checkpoint to export; train first")
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
+        weights = state["state_dict"]
+        if config.init:  # what was not trained is the given model's, not that of the day on which training began
+            weights = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("average.")} | {
+                name: tensor for name, tensor in weights.items() if name.startswith("average.")
+            }
+        module.load_state_dict(weights)
         model = module.averaged_model()
         if config.part == "multiplane":
             measure_residual(model, source)

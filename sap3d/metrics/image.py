@@ -145,7 +145,7 @@ def to_batch(images: Mapping[str, np.ndarray], names: list[str], size: int = EVA
     return torch.from_numpy(np.stack([resize(images[name], size) for name in names])).permute(0, 3, 1, 2).contiguous()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_images(
     truth: Mapping[str, np.ndarray],
     predictions: Mapping[str, Mapping[str, np.ndarray]],
