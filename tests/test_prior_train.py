@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from camerabooth.prior.calibrate import condition_ink
 from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.shards import ShardedSource
-from camerabooth.prior.train import start_step
+from camerabooth.prior.train import guess_loss, perceptual_distance, start_step
 from dataset import corpus
 from dataset.corpus_reader import CorpusReader, PackedCorpus
 from dataset.procedural import list_objects, part_of
+from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError
 from sap3d.scene import REPOSITORY
+from sap3d.zero123 import tiny_random_model
 from tests.event_files import read
 
 SIZE, VIEWS, OBJECTS = 32, 16, 7
@@ -197,3 +200,19 @@ def test_checkpoints_that_do_not_say_their_processes_go_on(tmp_path):
     assert start_step(PriorConfig(allow_other_processes=True), tmp_path / "last.ckpt") == 41
     with pytest.raises(InputError, match="made by 4 processes, this run has 2"):
         start_step(PriorConfig(devices=2), tmp_path / "last.ckpt")
+
+
+def test_the_perceptual_term_is_lpips_of_the_guess_s_colours():
+    model = tiny_random_model(0, multiplane=8)
+    model.multiplane.train().requires_grad_(True)
+    generator = torch.Generator().manual_seed(5)
+    views = torch.nn.functional.interpolate(torch.rand(1, 12, 5, 5, generator=generator), (32, 32), mode="bicubic").clamp(0, 1).view(1, 3, 4, 32, 32)
+    pose = torch.tensor(np.array([[[pose_condition(Camera(1.2, 0.0), Camera(1.3, 0.5)), pose_condition(Camera(1.2, 0.0), Camera(1.1, 5.0))]]]), dtype=torch.float32)
+    batch = {"condition": views[:, :2], "target": views[:, 2:], "pose": pose}
+    plain, whole = (guess_loss(model, batch, torch.Generator(), 32, [0.0], weight) for weight in (0.0, 0.5))
+    guess = 1 - 2 * model.multiplane(condition_ink(batch), pose[0], 32)[:, :3]
+    lpips = perceptual_distance(torch.device("cpu"))
+    expected = lpips.distance(lpips.features(guess), lpips.features(batch["target"][0, :, :3] * 2 - 1))
+    assert float(whole - plain) == pytest.approx(0.5 * float(expected), rel=1e-3)
+    (whole - plain).backward()
+    assert any(float(p.grad.abs().max()) > 0 for p in model.multiplane.parameters() if p.grad is not None)
