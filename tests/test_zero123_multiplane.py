@@ -252,6 +252,18 @@ def test_views_have_the_photos_size_where_those_are_larger(model):
     assert model.first_guess(large[torch.tensor([[0, 1]])], poses(CAMERAS[2:], CAMERAS[:2])).shape[-1] == 32
 
 
+def test_white_far_from_the_guess_stays_white(model):
+    guess = torch.ones(1, 3, 64, 64)
+    guess[:, :, 24:40, 24:40] = 0.3
+    latents = model.encode_target(guess) + torch.randn(1, model.latent_channels, model.latent_size, model.latent_size, generator=torch.Generator().manual_seed(4))
+    image = model.decode_beside(latents, guess)
+    reach = 64 // 16
+    outside = torch.ones(64, 64, dtype=torch.bool)
+    outside[24 - reach : 40 + reach, 24 - reach : 40 + reach] = False
+    assert bool((image[0, :, outside] == 1).all())
+    assert float((image - guess)[0, :, 24:40, 24:40].abs().max()) > 0.1
+
+
 # --- weights in 8 bits ------------------------------------------------------------------------------------------------
 def test_weights_in_8_bits(model, tmp_path):
     model.save(tmp_path / "whole", torch.float32)

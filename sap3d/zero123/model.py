@@ -116,6 +116,7 @@ class Zero123(nn.Module):
     """
 
     GAIN_BINS = 10  # of equal numbers of time steps
+    REACH = 1 / 16  # of the image's side: how far from the first guess's object the diffusion model may paint
 
     def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler, sweep: PlaneSweep | None = None,
                  linear_skip: bool = False, multiplane: MultiplaneRenderer | None = None, correction_gain: Tensor | None = None):  # fmt: skip
@@ -179,14 +180,19 @@ class Zero123(nn.Module):
 
     def decode_beside(self, latents: Tensor, guess: Tensor | None) -> Tensor:
         """``decode``, with what latents cannot hold of the first guess (B, 3, S, S): its finest detail, which comes from the photos.
-        The images have the guess's size."""
+        The images have the guess's size. White that is further than ``REACH`` from anything in the guess stays white: there is
+        no object where the photos' outlines leave no room for one, and a small diffusion model leaves stains there."""
         images = self.decode(latents)
         if guess is None:
             return images
         change = images - self.decode(self.encode_target(guess))
         if guess.shape[-1] != change.shape[-1]:
             change = F.interpolate(change, guess.shape[-2:], mode="bicubic", align_corners=False)
-        return (guess + change).clamp(0, 1)
+        ink = (1 - guess).amax(1, keepdim=True)
+        reach = 2 * round(self.REACH * guess.shape[-1]) + 1
+        near = F.max_pool2d(ink, (reach, 1), 1, (reach // 2, 0))
+        near = F.max_pool2d(near, (1, reach), 1, (0, reach // 2))
+        return (guess + change * (10 * near).clamp(0, 1)).clamp(0, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
