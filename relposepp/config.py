@@ -80,6 +80,7 @@ class RelPoseConfig:
     elevation_range_deg: tuple[float, float] = (-40.0, 70.0)  # grid of the look_at search
     queries: int = 30000  # random rotations a pair in the so3 search (the published evaluation uses 500,000)
     iterations: int = 50  # steps of coordinate ascent in the so3 search, as published
+    aim: str = "auto"  # exact: cameras look at the object's centre; free: taken by hand, aim and distance unknown; auto: free for photos of dataset.photos
     rerank: bool = True  # search by outlines, judge by hull and colours too (no trained prior); false: the network alone
     seed: int = 0  # seed of the random queries
 

@@ -8,11 +8,13 @@ same colour. All candidates of a chunk and all rays of a photo are worked on tog
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from relposepp.tangency import axes_of
+from relposepp.tangency import poses_of
 from sap3d.cameras import FOV_RAD
 from sap3d.images import resize
 
@@ -33,7 +35,8 @@ class Consistency:
     SAME_HEIGHT = 0.1  # pixels of two photos are compared at random within this difference in height, share of the photo
     HUGE = 9.0  # depth where nothing is
 
-    def __init__(self, images: list[np.ndarray]):
+    def __init__(self, images: list[np.ndarray], fov_rad: Sequence[float] | None = None):
+        """fov_rad: across every photo; the protocol's by default."""
         self.views, size = len(images), self.SIZE
         small = torch.from_numpy(np.stack([resize(image, size) for image in images])).float()
         alpha = small[..., 3]
@@ -41,7 +44,7 @@ class Consistency:
         weight = alpha[:, None].clamp_min(1e-3)
         blur = lambda x: F.avg_pool2d(x, 3, 1, 1)  # noqa: E731
         self.colour = (blur(small[..., :3].permute(0, 3, 1, 2) * weight) / blur(weight)).permute(0, 2, 3, 1).reshape(-1, 3).contiguous()
-        self.tangent = float(np.tan(FOV_RAD / 2))
+        self.tangent = [float(np.tan(fov / 2)) for fov in fov_rad or [FOV_RAD] * self.views]
         self.depth = torch.linspace(-self.REACH, self.REACH, self.DEPTHS)
         self._rays(alpha)
         self.ratio = self._likelihood_ratios()
@@ -58,7 +61,7 @@ class Consistency:
             if not len(cell):  # thinner than the grid: its middle
                 cell = torch.tensor([side * side // 2 + side // 2])
             row, column = at[cell // side], at[cell % side]
-            x, y = ((column + 0.5) / size * 2 - 1) * self.tangent, -((row + 0.5) / size * 2 - 1) * self.tangent
+            x, y = ((column + 0.5) / size * 2 - 1) * self.tangent[v], -((row + 0.5) / size * 2 - 1) * self.tangent[v]
             self.cell.append(cell)
             self.row.append((row + 0.5) / size)
             self.pixel.append(v * size**2 + row * size + column)
@@ -89,25 +92,24 @@ class Consistency:
         distance = (self.colour[pixel] - self.colour[other]).square().mean(-1).sqrt()
         return (distance / self.BIN_WIDTH).long().clamp_max(self.BINS - 1)
 
-    def measures(self, elevation_rad, azimuth_rad, radius) -> np.ndarray:
-        """(K, len(MEASURES)) of configurations, tensors or arrays (K, N); every entry but overlap: larger is better.
+    def measures(self, elevation_rad, azimuth_rad, radius, turn=None) -> np.ndarray:
+        """(K, len(MEASURES)) of configurations, tensors or arrays (K, N), turn (K, N, 3) or None as in ``axes_of``; every entry but overlap: larger is better.
 
         silhouette: minus the share of the object's rays that miss the hull, mean over views; worst_silhouette: of the worst view;
         colour_sum: log-likelihood ratios of the colours (``_likelihood_ratios``) over all rays and other photos that see their
         point, a ray; colour_mean: a point seen; overlap: points seen, a ray; centred: minus the squared height of the middle
         of the hull, over 0.05 (the object's box is centred at the origin).
         """
-        tensors = [torch.as_tensor(x).float() for x in (elevation_rad, azimuth_rad, radius)]
+        tensors = poses_of(elevation_rad, azimuth_rad, radius, turn)
         parts = [self._measure(*(x[k : k + self.CHUNK] for x in tensors)) for k in range(0, len(tensors[0]), self.CHUNK)]
         return torch.cat(parts).double().numpy()
 
     @torch.no_grad()
-    def _measure(self, elevation: torch.Tensor, azimuth: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-        rotation = torch.stack(axes_of(elevation, azimuth), -2)
-        k, n = elevation.shape
+    def _measure(self, rotation: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+        k, n = rotation.shape[:2]
         points, met, missed, maps = [], [], [], torch.full((k, n, self.SIDE**2), self.HUGE)
         for i in range(n):
-            surface, depth, hit = self._surface(i, rotation, radius)
+            surface, depth, hit = self._surface(i, rotation, centre)
             points.append(surface)
             met.append(hit)
             missed.append(1 - hit.float().mean(1))
@@ -116,7 +118,7 @@ class Consistency:
         for i in range(n):
             for j in range(n):
                 if i != j:
-                    pixel, cell, depth = self._project(points[i], rotation, radius, j)
+                    pixel, cell, depth = self._project(points[i], rotation, centre, j)
                     visible = met[i] & (depth < torch.gather(maps[:, j], 1, cell) + self.BEHIND) & (torch.gather(maps[:, j], 1, cell) < self.HUGE)
                     ratio = self.ratio[i, j][self._gap(self.pixel[i].expand_as(pixel), pixel)]
                     total, seen = total + (ratio * visible).sum(1), seen + visible.float().sum(1)
@@ -127,26 +129,25 @@ class Consistency:
             [-missed.mean(1), -missed.amax(1), total / rays, total / seen.clamp_min(10), seen / rays, -(middle / 0.05).square().clamp_max(16)], 1
         )  # fmt: skip
 
-    def _surface(self, i: int, rotation: torch.Tensor, radius: torch.Tensor):
+    def _surface(self, i: int, rotation: torch.Tensor, centre: torch.Tensor):
         """First points (K, M, 3) of the rays of photo i inside the hull, their depths (K, M) and whether there are any (K, M)."""
-        k, n = radius.shape
-        depth = radius[:, i, None] + self.depth  # (K, D)
-        centre = rotation[:, i, 2] * radius[:, i, None]
+        n = rotation.shape[1]
+        depth = centre[:, i].norm(dim=-1, keepdim=True) + self.depth  # (K, D)
         direction = self.direction[i] @ rotation[:, i]  # (K, M, 3)
-        point = centre[:, None, None] + direction[:, :, None] * depth[:, None, :, None]
+        point = centre[:, i, None, None] + direction[:, :, None] * depth[:, None, :, None]
         inside = torch.ones(point.shape[:3], dtype=torch.bool)
         for j in range(n):
             if j != i:
-                inside &= self.mask[self._project(point.flatten(1, 2), rotation, radius, j)[0]].reshape(inside.shape)
+                inside &= self.mask[self._project(point.flatten(1, 2), rotation, centre, j)[0]].reshape(inside.shape)
         first = inside.to(torch.uint8).argmax(2)
         surface = torch.gather(point, 2, first[:, :, None, None].expand(-1, -1, 1, 3))[:, :, 0]
         return surface, torch.gather(depth, 1, first), inside.any(2)
 
-    def _project(self, point: torch.Tensor, rotation: torch.Tensor, radius: torch.Tensor, j: int):
+    def _project(self, point: torch.Tensor, rotation: torch.Tensor, centre: torch.Tensor, j: int):
         """World points (K, Q, 3) in photo j: flat pixel among all photos', cell of the grid of rays, depth; each (K, Q)."""
-        size, side, scale = self.SIZE, self.SIDE, 0.5 * self.SIZE / self.tangent
-        camera = point @ rotation[:, j].transpose(1, 2)
-        depth = radius[:, j, None] - camera[..., 2]
+        size, side, scale = self.SIZE, self.SIDE, 0.5 * self.SIZE / self.tangent[j]
+        camera = point @ rotation[:, j].transpose(1, 2) - (rotation[:, j] @ centre[:, j, :, None]).transpose(1, 2)
+        depth = -camera[..., 2]
         column = (camera[..., 0] / depth * scale + size / 2).long().clamp_(0, size - 1)
         row = (size / 2 - camera[..., 1] / depth * scale).long().clamp_(0, size - 1)
         return j * size**2 + row * size + column, (row * side // size) * side + column * side // size, depth

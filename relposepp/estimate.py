@@ -25,7 +25,8 @@ class Estimate:
     """Cameras (in the order of the photos), all kept hypotheses (best first) and how sure they are.
 
     confidence: a view, in [0, 1]: the share of the hypotheses' probability that puts the view within 20 degrees of the
-    chosen place, relative to the first view. checks: facts for the report.
+    chosen place, relative to the first view. checks: facts for the report. turn_rad (N, 3): how the photos have to be turned for the
+    cameras to look at the origin without roll (sap3d.images.turn_photo), None where they do.
     """
 
     cameras: list[Camera]
@@ -34,6 +35,7 @@ class Estimate:
     confidence: np.ndarray
     radius: np.ndarray
     checks: dict = field(default_factory=dict)
+    turn_rad: np.ndarray | None = None
 
 
 def network_inputs(images: list[np.ndarray], size: int, cropped: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +67,11 @@ def _crop_to_object(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, 
     return cut, (1 - 2 * column / side, 1 - 2 * row / side, 4 * half / side)
 
 
-def estimate(images: list[np.ndarray], network, config: RelPoseConfig, device: str = "cpu") -> Estimate:
-    """Cameras of N >= 1 photos (straight RGBA, square) of one object; azimuth is counted from the first photo."""
+def estimate(images: list[np.ndarray], network, config: RelPoseConfig, device: str = "cpu", handheld_fov_rad: list[float] | None = None) -> Estimate:
+    """Cameras of N >= 1 photos (straight RGBA, square) of one object; azimuth is counted from the first photo.
+
+    handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py); None: the protocol's, aims exact.
+    """
     import torch
 
     network_config = network.config
@@ -76,7 +81,7 @@ def estimate(images: list[np.ndarray], network, config: RelPoseConfig, device: s
         features = network.features(torch.from_numpy(inputs)[None].to(device), crop_tensor)[0]
     radius = radius_of(network, features)
     scores = NetworkScores(network, features)
-    return choose(scores, radius, images, config)
+    return choose(scores, radius, images, config, handheld_fov_rad)
 
 
 def radius_of(network, features) -> np.ndarray:
@@ -89,21 +94,21 @@ def radius_of(network, features) -> np.ndarray:
     return np.clip(np.where(np.isfinite(radius), radius, RADIUS), *RADIUS_RANGE)
 
 
-def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig) -> Estimate:
+def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None) -> Estimate:
     """Search by the scores of the pairs alone, or with ``rerank`` by the outlines, judged by all that the photos say; and report."""
     proposals = propose(scores, config)
     if config.rerank and scores.views > 1:
-        proposals = reranker_of(scores, images, config).run(proposals)
-    return finish(proposals, radius, scores, config)
+        proposals = reranker_of(scores, images, config, handheld_fov_rad).run(proposals)
+    return finish(proposals, radius, scores, config, handheld_fov_rad)
 
 
-def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig):
+def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None):
     from relposepp.multistart import Effort
     from relposepp.rerank import Reranker
 
     grid = look_at_grid(config)
     effort = Effort(starts=config.starts, keep_first=3 * config.beam, keep=2 * config.beam, stirred=config.beam // 4)
-    return Reranker.of(Tables.of(scores, grid), grid, images, effort, config.candidates, config.seed)
+    return Reranker.of(Tables.of(scores, grid), grid, images, effort, config.candidates, config.seed, handheld_fov_rad)
 
 
 def look_at_grid(config: RelPoseConfig) -> Grid:
@@ -149,7 +154,7 @@ def _elevation_score(scores: PairScores, view: int, elevation_rad: np.ndarray) -
     return scores.elevation(view, elevation_rad) - 0.5 * ((np.rad2deg(elevation_rad) - 15) / 30) ** 2
 
 
-def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores, config: RelPoseConfig) -> Estimate:
+def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores, config: RelPoseConfig, fov_rad: list[float] | None = None) -> Estimate:
     """Keep the best hypotheses, measure their agreement and turn the first into cameras."""
     kept = hypotheses[: config.hypotheses]
     values = np.array([h.score for h in hypotheses])
@@ -162,10 +167,10 @@ def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores,
         confidence[0] = confidence[1:].mean()  # the first view is the frame: it is as sure as the others are about it
     if kept[0].radius is not None:
         radius = np.clip(kept[0].radius, *RADIUS_RANGE)
-    cameras = rot.cameras_from_angles(kept[0].elevation_rad, kept[0].azimuth_rad, radius, FOV_RAD)
+    cameras = rot.cameras_from_angles(kept[0].elevation_rad, kept[0].azimuth_rad, radius, fov_rad or [FOV_RAD] * len(radius))
     grid = np.deg2rad(np.arange(-50.0, 75.0, 2.5))
     head = [float(np.rad2deg(grid[int(np.argmax(scores.elevation(v, grid)))])) for v in range(len(radius))]
     checks = {"elevation_head_deg": [round(e, 1) for e in head]}
     if len(radius) > 1:
         checks["up_axis_conditioning"] = round(rot.elevations_from_rotations(best)[2], 3)
-    return Estimate(cameras, kept, probabilities[: len(kept)], confidence, radius, checks)
+    return Estimate(cameras, kept, probabilities[: len(kept)], confidence, radius, checks, kept[0].turn_rad)

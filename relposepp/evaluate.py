@@ -43,19 +43,25 @@ def summary(errors_by_scene: list[np.ndarray]) -> dict[str, float]:
 
 
 def typed_scenes(kind: str, views: int, limit: int | None):
-    """(name, photos, true rotations (N, 3, 3), true radius (N,)) of the objects of a dataset type that have enough photos."""
-    from sap3d.cameras import camera_centers
+    """(name, photos, true rotations (N, 3, 3), true radius (N,), fields of view) of the objects of a dataset type that have enough photos.
+
+    The fields of view are None but for photos of dataset.photos, whose true aim counts for nothing: their crops have another one.
+    """
+    from relposepp.handheld import fields_of_view
+    from sap3d.cameras import camera_centers, look_at_origin
     from sap3d.images import available_objects, load_input_views
 
     for name in available_objects(Scene(kind, "any", views))[:limit]:
         scene = Scene(kind, name, views)
         try:
-            photos = load_input_views(scene)
+            photos = load_input_views(scene, turned=False)
         except InputError as error:
             print(f"left out: {error}")
             continue
         poses = np.stack([np.load(scene.truth_poses_dir / f"{view}.npy") for view in photos])
-        yield name, list(photos.values()), poses[:, :, :3], np.linalg.norm(camera_centers(poses), axis=1)
+        fov = fields_of_view(scene, list(photos))
+        rotations = (poses if fov is None else look_at_origin(camera_centers(poses)))[:, :, :3]
+        yield name, list(photos.values()), rotations, np.linalg.norm(camera_centers(poses), axis=1), fov
 
 
 def corpus_scenes(folder: str, part: str, views: int, count: int, seed: int):
@@ -74,7 +80,7 @@ def corpus_scenes(folder: str, part: str, views: int, count: int, seed: int):
         alpha = premultiplied[..., 3:]
         photos = np.concatenate([premultiplied[..., :3] / np.maximum(alpha, 1e-3), alpha], -1)
         rotations = look_at_rotation(np.pi / 2 - corpus.polar_rad[row, columns], corpus.azimuth_rad[row, columns])
-        yield corpus.names[row], list(photos), rotations, corpus.radius[row, columns].astype(float)
+        yield corpus.names[row], list(photos), rotations, corpus.radius[row, columns].astype(float), None
 
 
 def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, dict]:
@@ -82,9 +88,9 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
     from relposepp.estimate import estimate
 
     errors, seconds, table, radius_errors, elevation_errors = [], [], {}, [], []
-    for name, photos, truth, true_radius in scenes:
+    for name, photos, truth, true_radius, fov in scenes:
         begin = time.monotonic()
-        found = estimate(photos, network, config, device)
+        found = estimate(photos, network, config, device, fov if config.aim != "exact" else None)
         seconds.append(time.monotonic() - begin)
         error = pair_errors_deg(found.hypotheses[0].rotations(), truth)
         best = min(float(np.median(pair_errors_deg(h.rotations(), truth))) for h in found.hypotheses)
@@ -107,7 +113,7 @@ def candidate_terms(scenes, network, config: RelPoseConfig, device: str) -> list
     from relposepp.inference import NetworkScores
 
     found = []
-    for _, photos, truth, _ in scenes:
+    for _, photos, truth, _, _ in scenes:
         inputs, _ = network_inputs(photos, network.config.image_size, False)
         with torch.no_grad():
             scores = NetworkScores(network, network.features(torch.from_numpy(inputs)[None].to(device))[0])

@@ -34,12 +34,14 @@ class PairScores(Protocol):
 
 @dataclass
 class Hypothesis:
-    """One camera configuration: elevations and azimuths (N,) in radians, its score (higher is better), radii where refined."""
+    """One camera configuration: elevations and azimuths (N,) in radians, its score (higher is better), radii where refined, turns
+    (N, 3; ``sap3d.cameras.turn_matrix``) where aims are unknown."""
 
     elevation_rad: np.ndarray
     azimuth_rad: np.ndarray
     score: float
     radius: np.ndarray | None = None
+    turn_rad: np.ndarray | None = None
 
     def rotations(self) -> np.ndarray:
         return look_at_rotation(self.elevation_rad, self.azimuth_rad)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from relposepp.consistency import Consistency
-from relposepp.tangency import axes_of
+from relposepp.tangency import poses_of
 
 SIZE = Consistency.SIZE
 
@@ -37,55 +37,58 @@ class Limb:
         for v in range(self.views):
             row, column, normal = outline_points(consistency.alpha[v], self.INSET, self.POINTS)
             self.pixel.append(v * SIZE**2 + row * SIZE + column)
-            self.direction.append(torch.stack([line[column] * consistency.tangent, -line[row] * consistency.tangent, -torch.ones(len(row))], -1))
+            self.direction.append(torch.stack([line[column] * consistency.tangent[v], -line[row] * consistency.tangent[v], -torch.ones(len(row))], -1))
             self.normal.append(torch.cat([normal, torch.zeros(len(row), 1)], 1))
 
     @torch.no_grad()
-    def ratio(self, elevation_rad, azimuth_rad, radius) -> np.ndarray:
-        """(K,) of configurations (K, N): mean over ordered pairs of photos of the ratio's logarithm a point of the outline; larger is better.
+    def ratio(self, elevation_rad, azimuth_rad, radius, turn=None, tables: dict | None = None) -> np.ndarray:
+        """(K,) of configurations (K, N), turn (K, N, 3) or None as in ``axes_of``: mean over ordered pairs of photos of the ratio's logarithm a point of the outline; larger is better.
 
         What a smallest distance is worth is judged against the same distances of all the configurations given, most of which
-        are wrong: on an object of one colour none says anything.
+        are wrong: on an object of one colour none says anything. tables: an empty dict, which keeps what this call has found distances to
+        be worth for further calls with it.
         """
-        elevation, azimuth, radius = (torch.as_tensor(x).float() for x in (elevation_rad, azimuth_rad, radius))
-        rotation = torch.stack(axes_of(elevation, azimuth), -2)
-        total = torch.zeros(len(elevation))
+        rotation, centre = poses_of(elevation_rad, azimuth_rad, radius, turn)
+        total = torch.zeros(len(rotation))
         for i in range(self.views):
-            parts = [self._smallest(i, rotation[k : k + self.CHUNK], radius[k : k + self.CHUNK]) for k in range(0, len(rotation), self.CHUNK)]
+            parts = [self._smallest(i, rotation[k : k + self.CHUNK], centre[k : k + self.CHUNK]) for k in range(0, len(rotation), self.CHUNK)]
             distance, facing = (torch.cat(x) for x in zip(*parts))  # (K, N, M)
             for j in range(self.views):
                 if i != j and len(self.pixel[i]):
-                    total += self._log_ratio(distance[:, j], facing[:, j]).sum(1) / len(self.pixel[i])
+                    found = self._ratios(distance[:, j], facing[:, j]) if tables is None or (i, j) not in tables else tables[i, j]
+                    if tables is not None:
+                        tables[i, j] = found
+                    total += (found[self._bins(distance[:, j])] * facing[:, j]).sum(1) / len(self.pixel[i])
         return (total / max(1, self.views * (self.views - 1))).double().numpy()
 
-    def _log_ratio(self, distance: torch.Tensor, facing: torch.Tensor) -> torch.Tensor:
-        """(K, M), 0 where a point does not face the other camera."""
-        bins = (distance / self.BIN_WIDTH).long().clamp_max(self.BINS - 1)
-        count = torch.bincount(bins[facing], minlength=self.BINS).float()
+    def _bins(self, distance: torch.Tensor) -> torch.Tensor:
+        return (distance / self.BIN_WIDTH).long().clamp_max(self.BINS - 1)
+
+    def _ratios(self, distance: torch.Tensor, facing: torch.Tensor) -> torch.Tensor:
+        """(BINS,) of the distances (K, M) of points that face the other camera."""
+        count = torch.bincount(self._bins(distance)[facing], minlength=self.BINS).float()
         other = F.conv1d(F.pad((count + 0.001 * count.sum() + 1e-6)[None, None], (1, 1), mode="replicate"), torch.tensor([[[0.25, 0.5, 0.25]]]))[0, 0]
         rarer = torch.exp(-(torch.arange(self.BINS) + 0.5) * self.BIN_WIDTH / self.SAME_SCALE)
-        ratio = torch.log(self.SAME_SHARE * rarer / ((other * rarer).sum() / other.sum()) + 1 - self.SAME_SHARE)
-        return ratio[bins] * facing
+        return torch.log(self.SAME_SHARE * rarer / ((other * rarer).sum() / other.sum()) + 1 - self.SAME_SHARE)
 
-    def _smallest(self, i: int, rotation: torch.Tensor, radius: torch.Tensor):
+    def _smallest(self, i: int, rotation: torch.Tensor, centre: torch.Tensor):
         """Of the outline's points of photo i, for every other photo (K, N, M): the smallest colour distance to what lies on the
         point's ray there, where it is inside of all outlines and faced; and whether there is any such place."""
-        k, m = len(radius), len(self.pixel[i])
-        depth = radius[:, i, None] + torch.linspace(-self.REACH, self.REACH, self.DEPTHS)  # (K, D)
+        k, m = len(centre), len(self.pixel[i])
+        depth = centre[:, i].norm(dim=-1, keepdim=True) + torch.linspace(-self.REACH, self.REACH, self.DEPTHS)  # (K, D)
         direction, normal = self.direction[i] @ rotation[:, i], self.normal[i] @ rotation[:, i]  # (K, M, 3)
-        centre = rotation[:, i, 2] * radius[:, i, None]
-        point = centre[:, None, None] + direction[:, :, None] * depth[:, None, :, None]  # (K, M, D, 3)
-        along, start = (direction * normal).sum(-1), (centre[:, None] * normal).sum(-1)
+        point = centre[:, i, None, None] + direction[:, :, None] * depth[:, None, :, None]  # (K, M, D, 3)
+        along, start = (direction * normal).sum(-1), (centre[:, i, None] * normal).sum(-1)
         height = start[..., None] + along[..., None] * depth[:, None]  # of the points along the normal
         places, inside = {}, torch.ones(point.shape[:3], dtype=torch.bool)
         for j in range(self.views):
             if j != i:
-                places[j] = self.photos._project(point.flatten(1, 2), rotation, radius, j)[0].reshape(inside.shape)
+                places[j] = self.photos._project(point.flatten(1, 2), rotation, centre, j)[0].reshape(inside.shape)
                 inside &= self.photos.mask[places[j]]
         distance, facing = torch.full((k, self.views, m), 1.0), torch.zeros(k, self.views, m, dtype=torch.bool)
         own = self.photos.colour[self.pixel[i]][None, :, None]
         for j, place in places.items():
-            eye = rotation[:, j, 2] * radius[:, j, None]
+            eye = centre[:, j]
             gap = eye[:, None, None] - point
             cosine = ((eye[:, None] * normal).sum(-1)[..., None] - height) / gap.square().sum(-1).sqrt()
             valid = inside & (cosine > self.FACING)

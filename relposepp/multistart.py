@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from relposepp.tangency import Solution, Tangency, axes_of
+from relposepp.tangency import EXACT, Slack, Solution, Tangency, axes_of
 
 COARSE_RAD, MIDDLE_RAD = 0.03, 0.004  # width of the residuals at the start of the first and of the second refinement
 HOPELESS = 60.0  # partial configurations of a larger cost are not carried on (100 is the largest there is)
@@ -63,21 +63,21 @@ def distinct(solution: Solution, count: int, apart_deg: float) -> Solution:
     return solution[torch.tensor(kept, dtype=torch.long)]
 
 
-def refine(tangency: Tangency, elevation, azimuth, radius, views: list[int], keep: int, apart_deg: float, radius_sigma: float = 0.0) -> Solution:
+def refine(tangency: Tangency, elevation, azimuth, radius, views: list[int], keep: int, apart_deg: float, slack: Slack = EXACT) -> Solution:
     """Levenberg-Marquardt in two rounds, the second for the better part only; distinct solutions, best first."""
-    solution = tangency.solve(elevation, azimuth, radius, views, 5, MIDDLE_RAD, start_sigma=COARSE_RAD, radius_sigma=radius_sigma)
+    solution = tangency.solve(elevation, azimuth, radius, views, 5, MIDDLE_RAD, start_sigma=COARSE_RAD, slack=slack)
     solution = solution[torch.argsort(solution.cost, stable=True)[: max(3 * keep, len(elevation) // 4)]]
     # The belief in the radii is about where they started, which the second round begins with again.
-    solution = tangency.solve(solution.elevation, solution.azimuth, solution.radius, views, 6, start_sigma=MIDDLE_RAD, radius_sigma=radius_sigma)
+    solution = tangency.solve(solution.elevation, solution.azimuth, solution.radius, views, 6, start_sigma=MIDDLE_RAD, slack=slack, turn=solution.turn)
     return distinct(solution, keep, apart_deg)
 
 
-def solve_first(tangency: Tangency, views: list[int], effort: Effort, elevation_range_deg, radius: float, generator, radius_sigma: float = 0.0) -> Solution:
+def solve_first(tangency: Tangency, views: list[int], effort: Effort, elevation_range_deg, radius: float, generator, slack: Slack = EXACT) -> Solution:
     """Solutions for two or three views from random starts."""
     starts = random_starts(effort.starts, len(views), elevation_range_deg, radius, generator)
     cost = tangency.cost(*starts, views, COARSE_RAD)
     best = torch.argsort(cost, stable=True)[: max(1, effort.starts // 4)]
-    return refine(tangency, *(x[best] for x in starts), views, effort.keep_first, effort.apart_deg, radius_sigma)
+    return refine(tangency, *(x[best] for x in starts), views, effort.keep_first, effort.apart_deg, slack)
 
 
 def add_view(tangency: Tangency, solution: Solution, views: list[int], new: int, elevation_range_deg, radius: float, places: int = 4):
@@ -103,7 +103,7 @@ def add_view(tangency: Tangency, solution: Solution, views: list[int], new: int,
     return [torch.cat(x) for x in zip(*found)]
 
 
-def stir(tangency: Tangency, solution: Solution, effort: Effort, generator, radius_sigma: float = 0.0) -> Solution:
+def stir(tangency: Tangency, solution: Solution, effort: Effort, generator, slack: Slack = EXACT) -> Solution:
     """The best solutions shaken and refined again: near a solution there is often a better one behind a low ridge."""
     views, best = list(range(solution.elevation.shape[1])), solution[: effort.stirred]
     n, copies = len(best.cost), effort.copies
@@ -111,21 +111,21 @@ def stir(tangency: Tangency, solution: Solution, effort: Effort, generator, radi
     moves = [torch.from_numpy(generator.normal(0, width, (n * copies, len(views)))).float() for _ in range(2)]
     moves[1][:, 0] = 0
     elevation, azimuth, radius = (x.repeat_interleave(copies, 0) for x in (best.elevation, best.azimuth, best.radius))
-    found = refine(tangency, elevation + moves[0], azimuth + moves[1], radius, views, effort.keep, effort.apart_deg, radius_sigma)
+    found = refine(tangency, elevation + moves[0], azimuth + moves[1], radius, views, effort.keep, effort.apart_deg, slack)
     return distinct(solution.joined(found), effort.keep, effort.apart_deg)
 
 
-def search_outlines(tangency: Tangency, effort: Effort, elevation_range_deg, radius: float, generator: np.random.Generator, radius_sigma: float = 0.0) -> Solution:
+def search_outlines(tangency: Tangency, effort: Effort, elevation_range_deg, radius: float, generator: np.random.Generator, slack: Slack = EXACT) -> Solution:
     """Distinct configurations of all the views (N >= 2) whose outlines agree, best first.
 
-    radius: of all cameras, in object lengths; radius_sigma: width of the belief in it, 0 to keep it.
+    radius: of all cameras, in object lengths; slack: how far it, and the aim of the cameras, may be wrong.
     """
     views = list(range(min(3, tangency.views)))
-    solution = solve_first(tangency, views, effort, elevation_range_deg, radius, generator, radius_sigma)
+    solution = solve_first(tangency, views, effort, elevation_range_deg, radius, generator, slack)
     for new in range(len(views), tangency.views):
         hopeful = int((solution.cost < HOPELESS).sum())
         starts = add_view(tangency, solution[: max(hopeful, 20)], views, new, elevation_range_deg, radius)
         views = [*views, new]
-        solution = refine(tangency, *starts, views, effort.keep, effort.apart_deg, radius_sigma)
-        solution = stir(tangency, solution, effort, generator, radius_sigma)
+        solution = refine(tangency, *starts, views, effort.keep, effort.apart_deg, slack)
+        solution = stir(tangency, solution, effort, generator, slack)
     return solution

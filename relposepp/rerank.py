@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from relposepp.consistency import MEASURES, Consistency
+from relposepp.handheld import Handheld
 from relposepp.inference import Grid, Hypothesis, Tables, configuration_distance_deg
 from relposepp.limb import Limb
 from relposepp.multistart import Effort, refine, search_outlines
-from relposepp.tangency import Solution, Tangency
+from relposepp.tangency import Slack, Solution, Tangency
 from sap3d.cameras import RADIUS
 
 TERMS = ("pairs", "elevations", "outlines", "upright", "spacing", "limb", *MEASURES)
@@ -72,11 +73,16 @@ class Reranker:
     effort: Effort
     candidates: int
     seed: int = 0
+    handheld_fov_rad: list[float] | None = None
 
     @classmethod
-    def of(cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0) -> Reranker:
-        consistency = Consistency(images)
-        return cls(tables, grid, Tangency(images), consistency, Limb(consistency), effort, candidates, seed)
+    def of(
+        cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0, handheld_fov_rad: list[float] | None = None
+    ) -> Reranker:
+        """handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py)."""
+        consistency = Consistency(images, handheld_fov_rad)
+        tangency = Tangency(images, handheld_fov_rad)
+        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad)
 
     @property
     def weights(self) -> np.ndarray:
@@ -88,24 +94,25 @@ class Reranker:
         views = list(range(self.tangency.views))
         found = search_outlines(self.tangency, self.effort, elevation_range, RADIUS, np.random.default_rng(self.seed))[: self.candidates]
         if len(views) > 3 and found.cost[0] > POOR:  # fewer views can be explained at any distance
-            moved = search_outlines(self.tangency, self.effort, elevation_range, RADIUS, np.random.default_rng(self.seed), RADIUS_SIGMA)
+            moved = search_outlines(self.tangency, self.effort, elevation_range, RADIUS, np.random.default_rng(self.seed), Slack(RADIUS_SIGMA))
             found = found.joined(moved[: self.candidates])
         if not proposals:
             return found
         start = [torch.from_numpy(np.stack([getattr(h, name) for h in proposals])).float() for name in ("elevation_rad", "azimuth_rad")]
         return found.joined(refine(self.tangency, *start, torch.full_like(start[0], RADIUS), views, len(proposals), self.effort.apart_deg))
 
-    def terms(self, solution: Solution) -> np.ndarray:
-        """(K, len(TERMS)); means over pairs, views or rays, larger is better."""
+    def terms(self, solution: Solution, limb_tables: dict | None = None) -> np.ndarray:
+        """(K, len(TERMS)); means over pairs, views or rays, larger is better. limb_tables: see ``Limb.ratio``."""
         elevation, azimuth = solution.elevation.double().numpy(), solution.azimuth.double().numpy()
         n = elevation.shape[1]
         unary = np.stack([np.interp(elevation[:, v], self.grid.elevation_rad, self.tables.unary[v]) for v in range(n)], 1)
         # Photos are rarely taken from far below or from far above.
         upright = -np.square((np.rad2deg(elevation) - 15.0) / 30.0).mean(1)
-        measured = self.consistency.measures(solution.elevation, solution.azimuth, solution.radius)
+        pose = solution.elevation, solution.azimuth, solution.radius, solution.turn if self.handheld_fov_rad else None
+        measured = self.consistency.measures(*pose)
         cost = solution.cost.double().numpy()
         own = [self._pair_score(elevation, azimuth), unary.mean(1), -cost / max(NOISE, cost.min()), upright, spacing(elevation, azimuth),
-               self.limb.ratio(solution.elevation, solution.azimuth, solution.radius)]  # fmt: skip
+               self.limb.ratio(*pose, limb_tables)]  # fmt: skip
         return np.concatenate([np.stack(own, 1), measured], 1)
 
     def _pair_score(self, elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
@@ -125,11 +132,18 @@ class Reranker:
 
     def run(self, proposals: list[Hypothesis], apart_deg: float = 5.0) -> list[Hypothesis]:
         """All candidates by score, best first, none within ``apart_deg`` of a better one."""
-        solution = self.search(proposals)
-        score = self.terms(solution) @ self.weights
+        if self.handheld_fov_rad:
+            tables: dict = {}
+            handheld = Handheld(self.tangency, lambda found: self.terms(found, tables), self.weights, self.handheld_fov_rad)
+            solution, terms = handheld.search(self.effort.starts // 2, self.candidates, np.random.default_rng(self.seed))
+        else:
+            solution = self.search(proposals)
+            terms = self.terms(solution)
+        score = terms @ self.weights
         kept: list[Hypothesis] = []
         for k in np.argsort(-score, kind="stable"):
-            found = Hypothesis(*(getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth")), float(score[k]), solution.radius[k].double().numpy())
+            values = {f: getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth", "radius", "turn")}
+            found = Hypothesis(values["elevation"], values["azimuth"], float(score[k]), values["radius"], values["turn"] if self.handheld_fov_rad else None)
             if all(configuration_distance_deg(found, other) >= apart_deg for other in kept):
                 kept.append(found)
         return kept

@@ -6,6 +6,8 @@ the frame of the published network: A R_i R_j^T A with R ``camera_from_world`` i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sap3d.cameras import PYTORCH3D_FROM_OPENGL, Camera, common_up_axis, rotation_between, wrap_to_pi
@@ -93,10 +95,10 @@ def elevations_from_rotations(rotations: np.ndarray) -> tuple[np.ndarray, np.nda
     return elevation, wrap_to_pi(azimuth - azimuth[0]), conditioning
 
 
-def cameras_from_angles(elevation_rad: np.ndarray, azimuth_rad: np.ndarray, radius: np.ndarray, fov_rad: float) -> list[Camera]:
+def cameras_from_angles(elevation_rad: np.ndarray, azimuth_rad: np.ndarray, radius: np.ndarray, fov_rad: Sequence[float]) -> list[Camera]:
     """Cameras with azimuth counted from the first one; elevation is kept 1 degree off the poles, where azimuth ends."""
     limit = np.deg2rad(89.0)
     return [
-        Camera(float(np.pi / 2 - np.clip(e, -limit, limit)), float(wrap_to_pi(a - azimuth_rad[0])), float(r), fov_rad)
-        for e, a, r in zip(elevation_rad, azimuth_rad, radius)
+        Camera(float(np.pi / 2 - np.clip(e, -limit, limit)), float(wrap_to_pi(a - azimuth_rad[0])), float(r), fov)
+        for e, a, r, fov in zip(elevation_rad, azimuth_rad, radius, fov_rad)
     ]

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from relposepp.config import RelPoseConfig
+from relposepp.handheld import fields_of_view
+from sap3d.cameras import FOV_RAD
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import load_input_views
@@ -24,13 +26,18 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     check(config)
     output = scene.initial_cameras
     record = output.with_suffix(".record.json")
-    photos = load_input_views(scene)
+    photos = load_input_views(scene, turned=False)
+    handheld = fields_of_view(scene, list(photos)) if config.aim != "exact" else None
+    if config.aim == "free" and handheld is None:
+        handheld = [FOV_RAD] * len(photos)
     inputs = {name: _photo_path(scene, name) for name in photos}
     inputs["weights"] = _weights_folder(config)
     for name in photos:
         mask = scene.train_dir / "masks" / f"{name}.png"
         if mask.is_file():
             inputs[f"mask_{name}"] = mask
+    if handheld:
+        inputs["import"] = scene.train_dir / "photos.json"
     if stage_complete(record, as_dict(config), inputs, [output]):
         return output
 
@@ -40,11 +47,12 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     device = resolve_device(config.device)
     network = load_network(config.weights, device, config.precision)  # unusable weights are found before the old record goes
     with completion_record(record, "relposepp", as_dict(config), inputs) as extra:
-        result = estimate(list(photos.values()), network, config, device)
+        result = estimate(list(photos.values()), network, config, device, handheld)
         names = list(photos)
         write_cameras(
             output,
             dict(zip(names, result.cameras)),
+            None if result.turn_rad is None else dict(zip(names, result.turn_rad)),
             confidence={name: round(float(c), 4) for name, c in zip(names, result.confidence)},
             hypotheses=[_hypothesis_entry(names, h, p) for h, p in zip(result.hypotheses, result.probabilities)],
             checks=result.checks,
@@ -57,6 +65,8 @@ def check(config: RelPoseConfig) -> None:
     """Raises InputError for a setting that cannot be used."""
     if config.search not in ("look_at", "so3"):
         raise InputError(f"search={config.search!r} is unknown: use look_at or so3")
+    if config.aim not in ("auto", "exact", "free"):
+        raise InputError(f"aim={config.aim!r} is unknown: use auto, exact or free")
     if config.precision not in ("fp32", "bf16", "fp16"):
         raise InputError(f"precision={config.precision!r} is unknown: use fp32, bf16 or fp16")
     if config.hypotheses < 1 or config.candidates < 1 or config.queries < 100 or config.iterations < 0:

@@ -8,6 +8,7 @@ where the baseline passes through the object there is no tangent, and all that i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,12 +75,40 @@ def _hull(points: np.ndarray) -> np.ndarray:
     return corners
 
 
-def axes_of(elevation: torch.Tensor, azimuth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Right, up and backward axes (..., 3) in the world of cameras that look at the origin without roll."""
+@dataclass(frozen=True)
+class Slack:
+    """Widths (standard deviations) of the beliefs in what a search otherwise takes as given; 0: it is given.
+
+    radius: in the distances, object lengths. aim: in looking exactly at the origin, radians, sideways and up. roll: in having none, radians.
+    """
+
+    radius: float = 0.0
+    aim: float = 0.0
+    roll: float = 0.0
+
+    @property
+    def turn(self) -> tuple[float, float, float]:
+        return self.aim, self.aim, self.roll
+
+
+EXACT = Slack()
+
+
+def axes_of(elevation: torch.Tensor, azimuth: torch.Tensor, turn: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right, up and backward axes (..., 3) in the world of cameras that look at the origin without roll, then turned.
+
+    turn (..., 3): radians about the camera's own up axis, right axis and backward axis, in this order; None for no turn.
+    """
     ce, se, ca, sa = elevation.cos(), elevation.sin(), azimuth.cos(), azimuth.sin()
     right = torch.stack([-sa, ca, torch.zeros_like(sa)], -1)
     up = torch.stack([-se * ca, -se * sa, ce], -1)
-    return right, up, torch.stack([ce * ca, ce * sa, se], -1)
+    backward = torch.stack([ce * ca, ce * sa, se], -1)
+    if turn is None:
+        return right, up, backward
+    (cx, cy, cr), (sx, sy, sr) = (f(turn).unsqueeze(-1).unbind(-2) for f in (torch.cos, torch.sin))
+    right, backward = cx * right - sx * backward, sx * right + cx * backward
+    up, backward = cy * up + sy * backward, cy * backward - sy * up
+    return cr * right + sr * up, cr * up - sr * right, backward
 
 
 def _world(axes, ray):
@@ -108,31 +137,49 @@ def plane_gap(centre_i, centre_j, ray_i, ray_j):
     return volume / (normal_i.norm(dim=-1) * normal_j.norm(dim=-1)).sqrt().clamp_min(1e-6)
 
 
+def poses_of(elevation, azimuth, radius, turn=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """``camera_from_world`` rotations (..., 3, 3) and centres (..., 3), float32, of tensors or arrays (...) and turn (..., 3) or None."""
+    elevation, azimuth, radius, turn = (None if x is None else torch.as_tensor(x).float() for x in (elevation, azimuth, radius, turn))
+    return torch.stack(axes_of(elevation, azimuth, turn), -2), _centre(elevation, azimuth, radius)
+
+
 @dataclass
 class Solution:
-    """Configurations (K, N): elevation, azimuth (first view 0) in radians, radius; cost (K,): mean robust squared residual, in sigmas."""
+    """Configurations (K, N): elevation, azimuth (first view 0) in radians, radius; cost (K,): mean robust squared residual, in sigmas.
+
+    turn (K, N, 3): of ``axes_of``, zero where aims are taken to be exact.
+    """
 
     elevation: torch.Tensor
     azimuth: torch.Tensor
     radius: torch.Tensor
     cost: torch.Tensor
+    turn: torch.Tensor = None
+
+    FIELDS = ("elevation", "azimuth", "radius", "cost", "turn")
+
+    def __post_init__(self):
+        if self.turn is None:
+            self.turn = torch.zeros(*self.elevation.shape, 3)
 
     def __getitem__(self, keep) -> Solution:
-        return Solution(self.elevation[keep], self.azimuth[keep], self.radius[keep], self.cost[keep])
+        return Solution(*(getattr(self, f)[keep] for f in self.FIELDS))
 
     def joined(self, other: Solution) -> Solution:
-        return Solution(*(torch.cat([getattr(self, f), getattr(other, f)]) for f in ("elevation", "azimuth", "radius", "cost")))
+        return Solution(*(torch.cat([getattr(self, f), getattr(other, f)]) for f in self.FIELDS))
 
 
 class Tangency:
     """The outlines of the photos (straight RGBA, square) of one scene."""
 
-    SIGMA_RAD = 0.0015  # error of an outline
+    SIGMA_RAD = 0.0015  # error of an outline, by default
     NEUTRAL = 0.5  # squared residual of a pair without tangents
     ROBUST = 10.0  # residuals of more sigmas than this count ever less
 
-    def __init__(self, images: list[np.ndarray]):
-        self.rays = [torch.from_numpy(outline_rays(image)).float() for image in images]
+    def __init__(self, images: list[np.ndarray], fov_rad: Sequence[float] | None = None):
+        """fov_rad: across every photo; the protocol's by default."""
+        self.sigma = self.SIGMA_RAD
+        self.rays = [torch.from_numpy(outline_rays(image, fov)).float() for image, fov in zip(images, fov_rad or [FOV_RAD] * len(images))]
 
     @classmethod
     def of_rays(cls, rays: list[np.ndarray]) -> Tangency:
@@ -145,16 +192,19 @@ class Tangency:
     def views(self) -> int:
         return len(self.rays)
 
-    def residuals(self, elevation, azimuth, radius, views, pairs=None, jacobian=False):
+    def residuals(self, elevation, azimuth, radius, views, pairs=None, jacobian=False, turn=None):
         """Residuals (K, 2 * pairs) in radians and whether they count; with their derivatives (K, 2 * pairs, 3, N) if asked for.
 
-        elevation, azimuth, radius (K, n): of the views ``views``; pairs: positions in it, all by default.
+        elevation, azimuth, radius (K, n): of the views ``views``; pairs: positions in it, all by default. turn (K, n, 3) of the cameras
+        (``axes_of``), with three more derivatives a view, or None.
         """
         n = len(views)
         pairs = pairs or [(i, j) for i in range(n) for j in range(i + 1, n)]
-        axes = axes_of(elevation, azimuth)
+        place = [elevation, azimuth, radius] + ([] if turn is None else list(turn.unbind(-1)))
+        posed = lambda values: (axes_of(*values[:2], torch.stack(values[3:], -1) if values[3:] else None), _centre(*values[:3]))  # noqa: E731
+        axes, centre = posed(place)
         axes = [tuple(a[:, k] for a in axes) for k in range(n)]
-        centres = [axes[k][2] * radius[:, k, None] for k in range(n)]
+        centres = [centre[:, k] for k in range(n)]
         residual, counts, slopes = [], [], []
         for i, j in pairs:
             baseline = centres[j] - centres[i]
@@ -174,80 +224,94 @@ class Tangency:
             residual.append(torch.where(both[:, None], gap, MISMATCH_RAD * mismatch[:, None].float()))
             counts.append(both)
             if jacobian:
-                slope = torch.zeros(len(gap), 2, 3, n)
+                slope = torch.zeros(len(gap), 2, len(place), n)
                 for k, ray, mine, other in ((i, ray_i, world_i, world_j), (j, ray_j, world_j, world_i)):
-                    for parameter in range(3):
+                    for parameter in range(len(place)):
                         step = 2e-3
-                        e, a, r = elevation[:, k], azimuth[:, k], radius[:, k]
-                        values = [e, a, r]
+                        values = [x[:, k] for x in place]
                         values[parameter] = values[parameter] + step
-                        moved = axes_of(values[0], values[1])
+                        moved, moved_centre = posed(values)
                         moved_ray = _world(tuple(x[:, None] for x in moved), ray)
-                        centre = (moved[2] * values[2][:, None])[:, None]
                         if k == i:
-                            changed = plane_gap(centre, centres[j][:, None], moved_ray, world_j)
+                            changed = plane_gap(moved_centre[:, None], centres[j][:, None], moved_ray, world_j)
                         else:
-                            changed = plane_gap(centres[i][:, None], centre, world_i, moved_ray)
+                            changed = plane_gap(centres[i][:, None], moved_centre[:, None], world_i, moved_ray)
                         slope[:, :, parameter, k] = (changed - gap) / step
                 slopes.append(slope * both[:, None, None, None])
         residual = torch.cat(residual, 1)
         counts = torch.stack(counts, 1)
         return (residual, counts, torch.cat(slopes, 1)) if jacobian else (residual, counts)
 
-    def cost(self, elevation, azimuth, radius, views, sigma=None, pairs=None):
-        """Mean over the residuals (K,): squared, in sigmas, robust (Geman and McClure); NEUTRAL where there is no tangent."""
-        residual, counts = self.residuals(elevation, azimuth, radius, views, pairs)
-        squared = (residual / (sigma or self.SIGMA_RAD)).square()
-        squared = squared + self.NEUTRAL * (~counts).repeat_interleave(2, 1)
-        return (self.ROBUST**2 * squared / (self.ROBUST**2 + squared)).mean(1)
+    def cost(self, elevation, azimuth, radius, views, sigma=None, pairs=None, turn=None, slack: Slack = EXACT):
+        """Mean over the residuals (K,): squared, in sigmas, robust (Geman and McClure); NEUTRAL where there is no tangent.
 
-    def solve(self, elevation, azimuth, radius, views, steps=10, sigma=None, prior_deg=(15.0, 400.0), radius_sigma=0.0, start_sigma=0.02):
+        With a turn, what ``slack`` holds against it comes on top, over the number of residuals.
+        """
+        residual, counts = self.residuals(elevation, azimuth, radius, views, pairs, turn=turn)
+        squared = (residual / (sigma or self.sigma)).square()
+        squared = squared + self.NEUTRAL * (~counts).repeat_interleave(2, 1)
+        cost = (self.ROBUST**2 * squared / (self.ROBUST**2 + squared)).mean(1)
+        return cost if turn is None else cost + (turn / torch.tensor(slack.turn)).square().sum((1, 2)) / residual.shape[1]
+
+    def solve(self, elevation, azimuth, radius, views, steps=10, sigma=None, prior_deg=(15.0, 400.0), slack: Slack = EXACT, start_sigma=0.02, turn=None):
         """Levenberg-Marquardt from every start (K, n); the first azimuth stays. Returns a Solution.
 
-        prior_deg: mean and width of a belief about elevations, so weak that it only keeps free ones from drifting away. radius_sigma: width of the belief in the given radii
-        (0: they stay). The residuals' sigma falls from start_sigma to ``sigma`` over the first half of the steps.
+        prior_deg: mean and width of a belief about elevations, so weak that it only keeps free ones from drifting away. slack: beliefs in the
+        given radii and in no turn; what it says 0 of stays. turn: start (K, n, 3), zero by default. The residuals' sigma falls from
+        start_sigma to ``sigma`` over the first half of the steps.
         """
-        sigma = sigma or self.SIGMA_RAD
+        sigma = sigma or self.sigma
         k, n = elevation.shape
-        elevation, azimuth, radius = elevation.clone(), azimuth.clone(), radius.clone()
-        start_radius = radius.clone()
-        mean, width = np.deg2rad(prior_deg[0]), np.deg2rad(prior_deg[1])
-        free = [(0, v) for v in range(n)] + [(1, v) for v in range(1, n)] + ([(2, v) for v in range(n)] if radius_sigma else [])
-        rows = torch.tensor([p * n + v for p, v in free])
+        turned = slack.aim > 0
+        state = torch.zeros(k, 6 if turned else 3, n)
+        state[:, 0], state[:, 1], state[:, 2] = elevation, azimuth, radius
+        # Beliefs, a parameter: where it is and how wide (infinitely: none).
+        mean, width = torch.zeros_like(state), torch.full(state.shape[1:], torch.inf)
+        mean[:, 0], width[0] = np.deg2rad(prior_deg[0]), np.deg2rad(prior_deg[1])
+        free = torch.ones(state.shape[1:], dtype=torch.bool)
+        free[1, 0] = False
+        mean[:, 2], free[2] = radius, slack.radius > 0
+        if slack.radius:
+            width[2] = slack.radius
+        if turned:
+            width[3:] = torch.tensor(slack.turn)[:, None].clamp_min(1e-9)
+            free[5] = slack.roll > 0
+            if turn is not None:
+                state[:, 3:] = turn.transpose(1, 2)
+        precision = width.square().reciprocal()
+        rows = free.flatten().nonzero()[:, 0]
         damping = torch.full((k,), 1e-2)
+        turn_of = lambda x: x[:, 3:].transpose(1, 2) if turned else None  # noqa: E731
 
-        def evaluate(e, a, r, s, jacobian):
-            out = self.residuals(e, a, r, views, jacobian=jacobian)
+        def evaluate(x, s, jacobian):
+            out = self.residuals(x[:, 0], x[:, 1], x[:, 2], views, jacobian=jacobian, turn=turn_of(x))
             squared = (out[0] / s).square()
             scale = 1 / (1 + squared / self.ROBUST**2)  # Geman and McClure: cost = squared * scale, weight = scale ** 2
-            prior = ((e - mean) / width).square().sum(1)
-            if radius_sigma:
-                prior = prior + ((r - start_radius) / radius_sigma).square().sum(1)
-            return out, (squared * scale).sum(1) + prior, scale
+            return out, (squared * scale).sum(1) + ((x - mean).square() * precision).sum((1, 2)), scale
 
         for step in range(steps):
             s = sigma * (start_sigma / sigma) ** max(0.0, 1 - 2 * step / max(1, steps - 1))
-            (residual, counts, slope), total, scale = evaluate(elevation, azimuth, radius, s, True)
+            (residual, _, slope), total, scale = evaluate(state, s, True)
             j = slope.flatten(2)[:, :, rows] / s
             weighted = j * scale.square()[..., None]
             a = weighted.transpose(1, 2) @ j
             b = (weighted.transpose(1, 2) @ (residual / s)[..., None])[..., 0]
-            diagonal = torch.zeros(k, len(free))
-            diagonal[:, :n] = 1 / width**2
-            b[:, :n] += (elevation - mean) / width**2
-            if radius_sigma:
-                diagonal[:, -n:] = 1 / radius_sigma**2
-                b[:, -n:] += (radius - start_radius) / radius_sigma**2
-            lift = damping[:, None] * torch.diagonal(a, dim1=1, dim2=2) + 1e-3 / 0.3**2 + diagonal
+            b += ((state - mean) * precision).flatten(1)[:, rows]
+            lift = damping[:, None] * torch.diagonal(a, dim1=1, dim2=2) + 1e-3 / 0.3**2 + precision.flatten()[rows]
             move = -torch.linalg.solve(a + torch.diag_embed(lift), b[..., None])[..., 0]
             limit = 0.35 / move.abs().amax(1, keepdim=True).clamp_min(0.35)
-            full = torch.zeros(k, 3 * n)
+            full = torch.zeros(k, state[0].numel())
             full[:, rows] = move * limit
-            full = full.reshape(k, 3, n)
-            tried = (elevation + full[:, 0]).clamp(-1.45, 1.45), azimuth + full[:, 1], (radius + full[:, 2]).clamp(0.8, 3.5)
-            after = evaluate(*tried, s, False)[1]
-            better = after < total
-            elevation, azimuth, radius = (torch.where(better[:, None], new, old) for new, old in zip(tried, (elevation, azimuth, radius)))
+            tried = state + full.reshape(state.shape)
+            tried[:, 0], tried[:, 2] = tried[:, 0].clamp(-1.45, 1.45), tried[:, 2].clamp(0.8, 3.5)
+            better = evaluate(tried, s, False)[1] < total
+            state = torch.where(better[:, None, None], tried, state)
             damping = torch.where(better, damping * 0.3, damping * 8).clamp(1e-5, 1e4)
-        cost = self.cost(elevation, azimuth, radius, views, sigma)
-        return Solution(elevation, azimuth, radius, cost)
+        cost = self.cost(state[:, 0], state[:, 1], state[:, 2], views, sigma, turn=turn_of(state), slack=slack)
+        return Solution(state[:, 0], state[:, 1], state[:, 2], cost, turn_of(state))
+
+
+def _centre(elevation, azimuth, radius) -> torch.Tensor:
+    """Camera centres (..., 3)."""
+    across = elevation.cos() * radius
+    return torch.stack([across * azimuth.cos(), across * azimuth.sin(), elevation.sin() * radius], -1)

@@ -102,6 +102,18 @@ def look_at_origin(center: np.ndarray) -> np.ndarray:
     return np.concatenate([rotation, translation[..., None]], axis=-1)
 
 
+def turn_matrix(turn_rad) -> np.ndarray:
+    """Rotation (..., 3, 3) from camera axes to those of the camera turned about its own up, right and backward axes, in this order.
+
+    turn_rad (..., 3): radians, as stored in camera files (docs/conventions.md).
+    """
+    (cx, cy, cr), (sx, sy, sr) = (np.moveaxis(f(np.asarray(turn_rad, dtype=np.float64)), -1, 0)[..., None] for f in (np.cos, np.sin))
+    right, up, backward = (np.broadcast_to(axis, (*cx.shape[:-1], 3)) for axis in np.eye(3))
+    right, backward = cx * right - sx * backward, sx * right + cx * backward
+    up, backward = cy * up + sy * backward, cy * backward - sy * up
+    return np.stack([cr * right + sr * up, cr * up - sr * right, backward], -2)
+
+
 def camera_centers(camera_from_world: np.ndarray) -> np.ndarray:
     """Camera centres (..., 3) of poses (..., 3, 4): -R^T t."""
     camera_from_world = np.asarray(camera_from_world, dtype=np.float64)

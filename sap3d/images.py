@@ -9,8 +9,9 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from sap3d.cameras import turn_matrix
 from sap3d.errors import InputError
-from sap3d.scene import Scene, atomic_path
+from sap3d.scene import Scene, atomic_path, read_cameras, read_turns
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
@@ -59,9 +60,11 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"{path}: {reason}; replace it with a PNG, WebP or JPEG file") from None
 
 
-def load_input_views(scene: Scene) -> dict[str, np.ndarray]:
+def load_input_views(scene: Scene, turned: bool = True) -> dict[str, np.ndarray]:
     """The first N photos of a scene, keyed by view name, each float32 (S, S, 4).
 
+    turned: as seen by the cameras of the scene's initial camera file, where it says that photos are turned against them
+    (``turn_photo``); otherwise, and without such a file, as they are stored.
     Raises InputError when the folder is missing, holds fewer photos than asked for, or a photo cannot be used.
     """
     folder = scene.train_dir / "images"
@@ -87,7 +90,31 @@ def load_input_views(scene: Scene) -> dict[str, np.ndarray]:
         for other in names[:i]:
             if np.array_equal(images[name], images[other]):
                 raise InputError(f"{folder}: {other} and {name} are the same picture; remove one of them")
+    if turned and scene.initial_cameras.is_file():
+        cameras = read_cameras(scene.initial_cameras)
+        for name, turn in read_turns(scene.initial_cameras).items():
+            if name in images:
+                images[name] = turn_photo(images[name], turn, cameras[name].fov_rad)
     return images
+
+
+def turn_photo(image: np.ndarray, turn_rad: np.ndarray, fov_rad: float) -> np.ndarray:
+    """What the camera sees against which a photo's (square, straight RGBA) is turned (``sap3d.cameras.turn_matrix``).
+
+    The same place and field of view in another direction: exact for any scene, bilinear, transparent beyond the photo's edges.
+    """
+    from scipy.ndimage import map_coordinates
+
+    if not np.any(turn_rad):
+        return image
+    size, tangent = image.shape[0], np.tan(fov_rad / 2)
+    line = ((np.arange(size) + 0.5) / size * 2 - 1) * tangent
+    x, y, z = np.moveaxis(np.stack(np.broadcast_arrays(line[None, :], -line[:, None], -1.0), -1) @ turn_matrix(turn_rad).T, -1, 0)
+    column, row = ((side / -z / tangent + 1) / 2 * size - 0.5 for side in (x, -y))
+    premultiplied = np.concatenate([image[..., :3] * image[..., 3:], image[..., 3:]], -1)
+    out = np.stack([map_coordinates(premultiplied[..., c], [row, column], order=1) for c in range(4)], -1).clip(0, 1)
+    out[..., :3] = np.clip(out[..., :3] / np.maximum(out[..., 3:], 1e-4), 0, 1)
+    return out.astype(np.float32)
 
 
 def input_files(scene: Scene, names: Sequence[str]) -> dict[str, Path]:

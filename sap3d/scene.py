@@ -123,8 +123,11 @@ class Scene:
 
 
 # --- cameras on disk --------------------------------------------------------------------------------------------------
-def write_cameras(path: Path, cameras: Mapping[str, Camera], **extra) -> None:
-    """Write cameras keyed by view name as YAML (degrees, object lengths); ``extra`` are further top-level entries."""
+def write_cameras(path: Path, cameras: Mapping[str, Camera], turns: Mapping[str, np.ndarray] | None = None, **extra) -> None:
+    """Write cameras keyed by view name as YAML (degrees, object lengths); ``extra`` are further top-level entries.
+
+    turns: a view's (3,) radians by which its photo's camera is turned against the camera (``read_turns``).
+    """
     views = {
         name: {
             "elevation_deg": round(c.elevation_deg, 6),
@@ -134,6 +137,8 @@ def write_cameras(path: Path, cameras: Mapping[str, Camera], **extra) -> None:
         }
         for name, c in cameras.items()
     }
+    for name, turn in (turns or {}).items():
+        views[name]["turn_deg"] = [round(float(angle), 6) for angle in np.rad2deg(turn)]
     write_text(path, yaml.safe_dump({"views": views, **extra}, sort_keys=False))
 
 
@@ -146,6 +151,19 @@ def read_cameras(path: Path) -> dict[str, Camera]:
         return {str(name): _camera(*(float(v[key]) for key in ("elevation_deg", "azimuth_deg", "radius", "fov_deg"))) for name, v in views.items()}
     except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a camera file ({type(error).__name__}: {str(error)[:300]}); delete it and run the stage again") from None
+
+
+def read_turns(path: Path) -> dict[str, np.ndarray]:
+    """Radians (3,) by which the camera of a view's photo is turned against the camera of the file, of views that have an entry ``turn_deg``."""
+    read_cameras(path)
+    views = yaml.safe_load(path.read_text())["views"]
+    try:
+        found = {str(name): np.deg2rad(np.array(view["turn_deg"], dtype=np.float64)) for name, view in views.items() if "turn_deg" in view}
+    except (TypeError, ValueError):
+        found = {"": np.array([np.nan])}
+    if not all(turn.shape == (3,) and (np.abs(turn) < 0.6).all() for turn in found.values()):
+        raise InputError(f"{path}: turn_deg must be three angles of less than 34 degrees; delete the file and run the stage again")
+    return found
 
 
 def read_confidence(path: Path) -> dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 
 from relposepp.multistart import Effort, add_view, distinct, search_outlines
 from relposepp.rotations import look_at_rotation
-from relposepp.tangency import Solution, Tangency, outline_rays
+from relposepp.tangency import Slack, Solution, Tangency, outline_rays
 from sap3d.cameras import FOV_RAD, rotation_angle_deg
 
 ELEVATION, AZIMUTH = np.deg2rad([5.0, 30.0, -10.0, 20.0]), np.deg2rad([0.0, 80.0, 250.0, 150.0])
@@ -84,7 +84,7 @@ def test_distances_are_found_where_they_may_move():
     radii = (1.5, 1.6, 1.45, 1.5)
     scene, start = tangency(4, radii=radii), tensors(4)
     fixed = scene.solve(*start, list(range(4)), steps=12, start_sigma=0.01)
-    solution = scene.solve(*start, list(range(4)), steps=20, start_sigma=0.01, radius_sigma=0.1)
+    solution = scene.solve(*start, list(range(4)), steps=20, start_sigma=0.01, slack=Slack(0.1))
     assert fixed.cost > 5 and solution.cost < 0.5 and angle(solution) < angle(fixed)
     ratio = solution.radius[0].numpy() / np.array(radii)
     np.testing.assert_allclose(ratio / ratio.mean(), 1, atol=0.02)

@@ -14,7 +14,7 @@ from sap3d.cameras import protocol_test_cameras
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import SUFFIXES, load_input_views
-from sap3d.scene import Scene, completion_record, file_hash, read_cameras, stage_complete, write_cameras, write_json
+from sap3d.scene import Scene, completion_record, file_hash, read_cameras, read_turns, stage_complete, write_cameras, write_json
 from sap3d.stage import run_stage
 from sap3d.tensorboard import EventLog, scene_log_folder
 
@@ -111,6 +111,8 @@ def _cameras(scene: Scene, config: ReconConfig, names: list[str]) -> dict:
 def _inputs(scene: Scene, config: ReconConfig, names: list[str]) -> dict[str, Path]:
     """Every file that the result depends on, by a name for the record."""
     inputs = {"cameras": _camera_file(scene, config)}
+    if scene.initial_cameras.is_file() and read_turns(scene.initial_cameras):  # photos are turned by it
+        inputs["turns"] = scene.initial_cameras
     if not inputs["cameras"].is_file():
         raise InputError(f"{inputs['cameras']}: no such camera file; run stage 2 (camerabooth) first")
     for name in names:

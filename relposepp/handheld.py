@@ -1,0 +1,103 @@
+"""Cameras of photos taken by hand: their aim, roll and distance are unknown too, so outlines alone no longer decide.
+
+Photos cut around the object (dataset/photos.py) do not look exactly at one point: the middle of an outline's box is up to 0.03
+radians from where the object's centre is seen. With an unknown aim, roll and distance for each photo (``Slack``) the outlines'
+equations have many solutions, most of them nonsense. So the search goes the other way round here: configurations are drawn from what is known
+about how people take photos (from a little above, some way apart, mostly walking around the object), each is brought
+to agree with the outlines, and hull, colours and outlines together (relposepp/rerank.py) judge them; the best are moved a little, made to agree
+and judged again, in ever smaller steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from relposepp.multistart import distinct
+from relposepp.tangency import Slack, Solution, Tangency
+from sap3d.cameras import FOV_RAD, RADIUS
+from sap3d.errors import InputError
+from sap3d.scene import Scene, read_json
+
+SIGMA_RAD = 0.004  # error of an outline: masks by a network, 2 to 3 pixels of 512
+SLACK = Slack(radius=0.08, aim=0.02, roll=0.015)  # snapshots: aim off by 0.01 to 0.03 about the box's middle, roll by a degree
+ELEVATION_DEG = (18.0, 12.0)  # mean and width of the belief in elevations
+STEP_DEG = (72.0, 22.0)  # mean and width of the turn from a photo to its neighbour when five go around; as many as fit a turn
+STARTS_TO_SOLVE = 5  # one start of so many is refined
+APART_DEG = 5.0  # two configurations are one when no view differs by more
+COARSE_RAD = 0.03  # width of the residuals by which starts are chosen
+ROUNDS = ((8.0, 20, 6), (4.0, 12, 8), (2.0, 8, 10))  # of polishing: width of the moves in degrees, configurations moved, copies of each
+
+
+def fields_of_view(scene: Scene, names: list[str]) -> list[float] | None:
+    """Angle across each photo, radians, where dataset.photos imported the object: as EXIF tells, else the protocol's. None where it did not.
+
+    Raises InputError for a record that is not of this program or lacks a view.
+    """
+    path = scene.train_dir / "photos.json"
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    try:
+        found = [record["views"][name]["fov_deg"] for name in names]
+        found = [FOV_RAD if degrees is None else float(np.deg2rad(degrees)) for degrees in found]
+    except (KeyError, TypeError, ValueError):
+        found = [0.0]
+    if not all(0.01 < fov < 2.5 for fov in found):
+        raise InputError(f"{path}: has no usable field of view for every photo; import the photos again (python -m dataset.photos), or delete it")
+    return found
+
+
+@dataclass
+class Handheld:
+    """tangency: of the photos, with their fields of view; judge: terms (K, T) of a Solution; weights (T,) of them."""
+
+    tangency: Tangency
+    judge: Callable[[Solution], np.ndarray]
+    weights: np.ndarray
+    fov_rad: list[float]
+
+    def __post_init__(self):
+        self.tangency.sigma = SIGMA_RAD
+        self.views = list(range(self.tangency.views))
+
+    def search(self, count: int, candidates: int, generator: np.random.Generator) -> tuple[Solution, np.ndarray]:
+        """Judged configurations and their terms, of ``count`` starts; ``candidates`` of them are judged in the first round."""
+        starts = self.starts(count, generator)
+        best = torch.argsort(self.tangency.cost(*starts, self.views, COARSE_RAD), stable=True)[: max(candidates, count // STARTS_TO_SOLVE)]
+        solution = distinct(self._agree(*(x[best] for x in starts), 8), candidates, APART_DEG)
+        terms = self.judge(solution)
+        for width_deg, top, copies in ROUNDS:
+            order = torch.from_numpy(np.argsort(-(terms @ self.weights), kind="stable")[:top].copy())
+            kept = solution[order]
+            moved = self._moved(kept, np.deg2rad(width_deg), copies, generator)
+            solution, terms = solution.joined(moved), np.concatenate([terms, self.judge(moved)])
+        return solution, terms
+
+    def starts(self, count: int, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Elevation, azimuth (0 at the first view), radius (count, N): one half walks around the object, one half in any order."""
+        n = len(self.views)
+        elevation = np.deg2rad(np.clip(generator.normal(*ELEVATION_DEG, (count, n)), -20, 65))
+        fewer = max(n, 5) / 5
+        step = np.clip(generator.normal(STEP_DEG[0], STEP_DEG[1], (count, n - 1)), 25, 130) / fewer
+        azimuth = np.deg2rad(np.cumsum(step * generator.choice([-1, 1], (count, 1)), 1))
+        half = count // 2
+        azimuth[half:] = generator.permuted(azimuth[half:], axis=1)
+        azimuth = np.concatenate([np.zeros((count, 1)), azimuth], 1)
+        # The distance at which the object fills as much of the photo as in the protocol.
+        radius = [RADIUS * np.tan(FOV_RAD / 2) / np.tan(np.clip(fov, np.deg2rad(28), np.deg2rad(80)) / 2) for fov in self.fov_rad]
+        return torch.from_numpy(elevation).float(), torch.from_numpy(azimuth).float(), torch.tensor(radius).float().expand(count, n).clone()
+
+    def _agree(self, elevation, azimuth, radius, steps: int, start_sigma: float = 0.02, turn=None) -> Solution:
+        return self.tangency.solve(elevation, azimuth, radius, self.views, steps, prior_deg=ELEVATION_DEG, slack=SLACK, start_sigma=start_sigma, turn=turn)
+
+    def _moved(self, kept: Solution, width: float, copies: int, generator: np.random.Generator) -> Solution:
+        """``copies`` of every configuration, moved by ``width`` radians at random and made to agree with the outlines again."""
+        shape = len(kept.cost) * copies, len(self.views)
+        moves = [torch.from_numpy(generator.normal(0, width, shape)).float() for _ in range(2)]
+        moves[1][:, 0] = 0
+        elevation, azimuth, radius, turn = (x.repeat_interleave(copies, 0) for x in (kept.elevation, kept.azimuth, kept.radius, kept.turn))
+        return self._agree(elevation + moves[0], azimuth + moves[1], radius, 4, self.tangency.sigma, turn)
