@@ -6,33 +6,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sap3d.camera_export import export, read_colmap, read_transforms, write_colmap, write_transforms
+from sap3d.camera_export import export, photo_camera, read_colmap, read_transforms, write_colmap, write_transforms
 from sap3d.cameras import Camera
 from sap3d.errors import InputError
-from sap3d.images import save_image
-from sap3d.scene import Scene, read_cameras, write_cameras
+from sap3d.images import save_image, turn_photo
+from sap3d.scene import Scene, read_cameras, read_turns, write_cameras
 
 CAMERAS = {"000": Camera.from_degrees(20, 0), "001": Camera.from_degrees(-35, 110, 1.3, 40), "002": Camera.from_degrees(60, 250.5, 1.8)}
 SIZES = {"000": 512, "001": 300, "002": 512}
-FILES = {name: f"{name}.png" for name in CAMERAS}
+TURNS = {"000": None, "001": np.array([0.03, -0.02, 0.1]), "002": None}
+PLACED = {f"{name}.png": photo_camera(camera, SIZES[name], TURNS[name]) for name, camera in CAMERAS.items()}
 
 
 def assert_same(found, expected):
-    assert list(found) == [FILES[name] for name in expected]
+    assert list(found) == list(expected)
     for first, second in zip(found.values(), expected.values()):
-        assert first.camera_from_world() == pytest.approx(second.camera_from_world(), abs=1e-8)
+        assert first.pose == pytest.approx(second.pose, abs=1e-8) and first.size == second.size
         assert first.fov_rad == pytest.approx(second.fov_rad, abs=1e-8)
 
 
 def test_colmap_text_model_is_read_back(tmp_path):
-    write_colmap(tmp_path, CAMERAS, SIZES, FILES)
-    assert_same(read_colmap(tmp_path), CAMERAS)
+    write_colmap(tmp_path, PLACED)
+    assert_same(read_colmap(tmp_path), PLACED)
     assert (tmp_path / "points3D.txt").read_text().startswith("#")
 
 
 def test_transforms_are_read_back(tmp_path):
-    write_transforms(tmp_path / "transforms.json", CAMERAS, SIZES, FILES)
-    assert_same(read_transforms(tmp_path / "transforms.json"), CAMERAS)
+    write_transforms(tmp_path / "transforms.json", PLACED)
+    assert_same(read_transforms(tmp_path / "transforms.json"), PLACED)
 
 
 def pixel(camera, point, size):
@@ -45,8 +46,9 @@ def pixel(camera, point, size):
 
 def test_the_files_project_a_point_where_we_do(tmp_path):
     """By the formulas of COLMAP (K [R|t], w first) and nerfstudio (OpenGL axes), written out here on their own."""
-    write_colmap(tmp_path, CAMERAS, SIZES, FILES)
-    write_transforms(tmp_path / "transforms.json", CAMERAS, SIZES, FILES)
+    straight = {file: photo_camera(camera, SIZES[name]) for (name, camera), file in zip(CAMERAS.items(), PLACED)}
+    write_colmap(tmp_path, straight)
+    write_transforms(tmp_path / "transforms.json", straight)
     point = np.array([0.2, -0.1, 0.3])
     rows = [line.split() for line in (tmp_path / "images.txt").read_text().splitlines() if line and line[0] != "#"]
     intrinsics = [line.split() for line in (tmp_path / "cameras.txt").read_text().splitlines() if line[0] != "#"]
@@ -64,6 +66,21 @@ def test_the_files_project_a_point_where_we_do(tmp_path):
         assert gz < 0 and (frame["fl_x"] * gx / -gz + frame["cx"], frame["cy"] - frame["fl_y"] * gy / -gz) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_turned_photo_shows_a_point_where_its_exported_camera_sees_it():
+    """``turn_photo`` undoes the turn: a dot painted where the turned camera sees a point appears where the straight one does."""
+    camera, turn, size, point = CAMERAS["001"], TURNS["001"], 201, np.array([0.15, -0.1, 0.2])
+    placed = photo_camera(camera, size, turn)
+    x, y, z = placed.pose[:, :3] @ point + placed.pose[:, 3]
+    column, row = placed.focal * x / -z + size / 2, size / 2 - placed.focal * y / -z
+    photo = np.zeros((size, size, 4), np.float32)
+    photo[int(row) - 1 : int(row) + 2, int(column) - 1 : int(column) + 2] = 1
+    alpha = turn_photo(photo, turn, camera.fov_rad)[..., 3]
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    seen = (columns * alpha).sum() / alpha.sum(), (rows * alpha).sum() / alpha.sum()
+    assert seen == pytest.approx(pixel(camera, point, size), abs=1.0)
+    assert np.hypot(column - seen[0], row - seen[1]) > 4
+
+
 def test_export_of_an_object(tmp_path):
     scene = Scene("T", "o", 3, tmp_path)
     for name in CAMERAS:
@@ -71,8 +88,11 @@ def test_export_of_an_object(tmp_path):
     with pytest.raises(InputError, match="cameras.yaml"):
         export(scene, tmp_path / "out")
     write_cameras(scene.refined_cameras, CAMERAS)
+    write_cameras(scene.initial_cameras, CAMERAS, {"001": TURNS["001"]})
     export(scene, tmp_path / "out")
-    assert_same(read_colmap(tmp_path / "out" / "colmap"), {n: c for n, c in read_cameras(tmp_path / "out" / "cameras.yaml").items()})
+    assert read_cameras(tmp_path / "out" / "cameras.yaml").keys() == CAMERAS.keys() and read_turns(tmp_path / "out" / "cameras.yaml").keys() == {"001"}
+    found = read_colmap(tmp_path / "out" / "colmap")
+    assert found["001.png"].pose == pytest.approx(PLACED["001.png"].pose, abs=1e-6) and found["001.png"].size == 64
     for path in read_transforms(tmp_path / "out" / "transforms.json"):
         assert (tmp_path / "out" / Path(path)).resolve().is_file()
 
