@@ -1,7 +1,8 @@
 """Refined cameras for other programs: ``python -m sap3d.camera_export --type T --object O --views N [--out FOLDER]``.
 
 Writes a COLMAP text model (colmap/cameras.txt, images.txt, an empty points3D.txt), nerfstudio's transforms.json and the
-project's own cameras.yaml, all of the photos at their own size. ``read_colmap`` and ``read_transforms`` are the inverse.
+project's own cameras.yaml, all of the photos at their own size; and photos/ where the stored ones are turned against the cameras.
+``read_colmap`` and ``read_transforms`` are the inverse.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from scipy.spatial.transform import Rotation
 
 from sap3d.cameras import OPENCV_FROM_OPENGL, Camera, camera_from_pose
 from sap3d.errors import ArgumentParser, InputError, cli
-from sap3d.images import input_files, load_input_views
-from sap3d.scene import Scene, read_cameras, read_json, write_cameras, write_json, write_text
+from sap3d.images import input_files, load_input_views, save_image
+from sap3d.scene import Scene, read_cameras, read_json, read_turns, write_cameras, write_json, write_text
 
 
 def focal_length(camera: Camera, size: int) -> float:
@@ -103,6 +104,10 @@ def export(scene: Scene, out: Path) -> Path:
     cameras = {name: cameras[name] for name in photos}
     paths = input_files(scene, list(photos))
     sizes = {name: photo.shape[0] for name, photo in photos.items()}
+    if scene.initial_cameras.is_file() and read_turns(scene.initial_cameras):  # the stored photos look elsewhere: those that fit the cameras
+        for name, photo in photos.items():
+            save_image(out / "photos" / f"{name}.png", photo)
+            paths[f"photo {name}"] = out / "photos" / f"{name}.png"
     write_colmap(out / "colmap", cameras, sizes, {name: paths[f"photo {name}"].name for name in photos})
     relative = {name: Path(os.path.relpath(paths[f"photo {name}"], out)).as_posix() for name in photos}
     write_transforms(out / "transforms.json", cameras, sizes, relative)

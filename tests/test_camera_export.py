@@ -75,6 +75,10 @@ def test_export_of_an_object(tmp_path):
     assert_same(read_colmap(tmp_path / "out" / "colmap"), {n: c for n, c in read_cameras(tmp_path / "out" / "cameras.yaml").items()})
     for path in read_transforms(tmp_path / "out" / "transforms.json"):
         assert (tmp_path / "out" / Path(path)).resolve().is_file()
+    write_cameras(scene.initial_cameras, CAMERAS, {name: np.array([0.02, 0.0, 0.0]) for name in CAMERAS})  # photos that look elsewhere
+    export(scene, tmp_path / "turned")
+    assert {(tmp_path / "turned" / path).parent.name for path in read_transforms(tmp_path / "turned" / "transforms.json")} == {"photos"}
+    assert all((tmp_path / "turned" / path).is_file() for path in read_transforms(tmp_path / "turned" / "transforms.json"))
 
 
 @pytest.mark.parametrize("content", ["1 PINHOLE 4 4", "1 2 3 4 5 6 7 8 1 a.png", "nothing"])
