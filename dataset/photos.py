@@ -270,8 +270,8 @@ def import_photos(folder: Path, type_: str, name: str, root: Path, model: Path |
     narrow = [v["fov_deg"] for v in views.values() if v["fov_deg"]]
     if narrow and abs(np.log(np.median(narrow) / np.rad2deg(FOV_RAD))) > np.log(1.4):
         notes.append(
-            f"the object is seen under {np.median(narrow):.0f} degrees and the pipeline takes its cameras to have {np.rad2deg(FOV_RAD):.0f}: "
-            "depth may be exaggerated; photos from nearer by, without zoom, fit better"
+            f"the object is seen under {np.median(narrow):.0f} degrees, far from the {np.rad2deg(FOV_RAD):.0f} that the models have mostly seen; "
+            "photos from nearer by (without zoom), or from further away, fit better"
         )
     for note in notes:
         report(f"warning: {note}")

@@ -47,9 +47,8 @@ def typed_scenes(kind: str, views: int, limit: int | None):
 
     The fields of view are None but for photos of dataset.photos, whose true aim counts for nothing: their crops have another one.
     """
-    from relposepp.handheld import fields_of_view
     from sap3d.cameras import camera_centers, look_at_origin
-    from sap3d.images import available_objects, load_input_views
+    from sap3d.images import available_objects, fields_of_view, load_input_views
 
     for name in available_objects(Scene(kind, "any", views))[:limit]:
         scene = Scene(kind, name, views)

@@ -19,8 +19,6 @@ import torch
 from relposepp.multistart import distinct
 from relposepp.tangency import Slack, Solution, Tangency
 from sap3d.cameras import FOV_RAD, RADIUS
-from sap3d.errors import InputError
-from sap3d.scene import Scene, read_json
 
 SIGMA_RAD = 0.004  # error of an outline: masks by a network, 2 to 3 pixels of 512
 SLACK = Slack(radius=0.08, aim=0.02, roll=0.015)  # snapshots: aim off by 0.01 to 0.03 about the box's middle, roll by a degree
@@ -30,25 +28,6 @@ STARTS_TO_SOLVE = 5  # one start of so many is refined
 APART_DEG = 5.0  # two configurations are one when no view differs by more
 COARSE_RAD = 0.03  # width of the residuals by which starts are chosen
 ROUNDS = ((8.0, 20, 6), (4.0, 12, 8), (2.0, 8, 10))  # of polishing: width of the moves in degrees, configurations moved, copies of each
-
-
-def fields_of_view(scene: Scene, names: list[str]) -> list[float] | None:
-    """Angle across each photo, radians, where dataset.photos imported the object: as EXIF tells, else the protocol's. None where it did not.
-
-    Raises InputError for a record that is not of this program or lacks a view.
-    """
-    path = scene.train_dir / "photos.json"
-    if not path.is_file():
-        return None
-    record = read_json(path)
-    try:
-        found = [record["views"][name]["fov_deg"] for name in names]
-        found = [FOV_RAD if degrees is None else float(np.deg2rad(degrees)) for degrees in found]
-    except (KeyError, TypeError, ValueError):
-        found = [0.0]
-    if not all(0.01 < fov < 2.5 for fov in found):
-        raise InputError(f"{path}: has no usable field of view for every photo; import the photos again (python -m dataset.photos), or delete it")
-    return found
 
 
 @dataclass

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from relposepp.config import RelPoseConfig
-from relposepp.handheld import fields_of_view
 from sap3d.cameras import FOV_RAD
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
-from sap3d.images import load_input_views
+from sap3d.images import fields_of_view, load_input_views
 from sap3d.scene import Scene, completion_record, stage_complete, write_cameras
 from sap3d.stage import run_stage
 
@@ -87,11 +86,13 @@ def _photo_path(scene: Scene, name: str) -> Path:
 
 
 def _hypothesis_entry(names: list[str], hypothesis, probability: float) -> dict:
+    turns = {} if hypothesis.turn_rad is None else {"turn_deg": {n: np.round(np.rad2deg(t), 3).tolist() for n, t in zip(names, hypothesis.turn_rad)}}
     return {
         "score": round(float(hypothesis.score), 4),
         "probability": round(float(probability), 5),
         "elevation_deg": {n: round(float(e), 3) for n, e in zip(names, np.rad2deg(hypothesis.elevation_rad))},
         "azimuth_deg": {n: round(float(a) % 360, 3) for n, a in zip(names, np.rad2deg(hypothesis.azimuth_rad))},
+        **turns,
     }
 
 

@@ -9,9 +9,9 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from sap3d.cameras import turn_matrix
+from sap3d.cameras import FOV_RAD, turn_matrix
 from sap3d.errors import InputError
-from sap3d.scene import Scene, atomic_path, read_cameras, read_turns
+from sap3d.scene import Scene, atomic_path, read_cameras, read_json, read_turns
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
@@ -96,6 +96,25 @@ def load_input_views(scene: Scene, turned: bool = True) -> dict[str, np.ndarray]
             if name in images:
                 images[name] = turn_photo(images[name], turn, cameras[name].fov_rad)
     return images
+
+
+def fields_of_view(scene: Scene, names: list[str]) -> list[float] | None:
+    """Angle across each photo, radians, where dataset.photos imported the object: as EXIF tells, else the protocol's. None where it did not.
+
+    Raises InputError for a record that is not of this program or lacks a view.
+    """
+    path = scene.train_dir / "photos.json"
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    try:
+        found = [record["views"][name]["fov_deg"] for name in names]
+        found = [FOV_RAD if degrees is None else float(np.deg2rad(degrees)) for degrees in found]
+    except (KeyError, TypeError, ValueError):
+        found = [0.0]
+    if not all(0.01 < fov < 2.5 for fov in found):
+        raise InputError(f"{path}: has no usable field of view for every photo; import the photos again (python -m dataset.photos), or delete it")
+    return found
 
 
 def turn_photo(image: np.ndarray, turn_rad: np.ndarray, fov_rad: float) -> np.ndarray:

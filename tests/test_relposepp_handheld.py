@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from relposepp.config import RelPoseConfig
-from relposepp.handheld import ELEVATION_DEG, Handheld, fields_of_view
+from relposepp.handheld import ELEVATION_DEG, Handheld
 from relposepp.run import main
 from relposepp.tangency import Slack, Tangency, axes_of
 from sap3d.cameras import FOV_RAD, Camera, rotation_angle_deg, turn_matrix
 from sap3d.errors import InputError
-from sap3d.images import load_input_views, save_image, turn_photo
+from sap3d.images import fields_of_view, load_input_views, save_image, turn_photo
 from sap3d.scene import Scene, read_cameras, read_turns, write_cameras
 from tests.relposepp_spheres import render
 from tests.test_relposepp_tangency import AZIMUTH, ELEVATION, rays, tensors
@@ -122,6 +123,7 @@ def test_stage_finds_cameras_of_photos_taken_by_hand(scene):
     assert set(turns) == set(names) and max(abs(t).max() for t in turns.values()) > 0.005
     straight, raw = load_input_views(scene), load_input_views(scene, turned=False)
     assert all(np.abs(straight[n] - raw[n]).mean() > 1e-3 for n in names)  # later stages see the photos turned, this one does not
+    assert set(yaml.safe_load(output.read_text())["hypotheses"][0]["turn_deg"]) == set(names)
     before = output.stat().st_mtime_ns
     assert main(scene, RelPoseConfig(starts=6000, beam=30, candidates=80)).stat().st_mtime_ns == before
     write_record(scene, [49.1, 49.1, 49.1, 44.0])  # another field of view: the stage runs again
