@@ -18,16 +18,24 @@ import torch
 
 from relposepp.multistart import distinct
 from relposepp.tangency import Slack, Solution, Tangency
-from sap3d.cameras import FOV_RAD, RADIUS
+from sap3d.cameras import FOV_RAD, RADIUS, wrap_to_pi
 
 SIGMA_RAD = 0.004  # error of an outline: masks by a network, 2 to 3 pixels of 512
 SLACK = Slack(radius=0.08, aim=0.02, roll=0.015)  # snapshots: aim off by 0.01 to 0.03 about the box's middle, roll by a degree
 ELEVATION_DEG = (18.0, 12.0)  # mean and width of the belief in elevations
 STEP_DEG = (72.0, 22.0)  # mean and width of the turn from a photo to its neighbour when five go around; as many as fit a turn
+WALKS = 0.75  # share of the starts that walk around the object
+WALK_BONUS = 2.0  # on the score of such a configuration: about 7 times as likely
 STARTS_TO_SOLVE = 5  # one start of so many is refined
 APART_DEG = 5.0  # two configurations are one when no view differs by more
 COARSE_RAD = 0.03  # width of the residuals by which starts are chosen
 ROUNDS = ((8.0, 20, 6), (4.0, 12, 8), (2.0, 8, 10))  # of polishing: width of the moves in degrees, configurations moved, copies of each
+
+
+def walks(azimuth_rad: np.ndarray) -> np.ndarray:
+    """(K,) whether photos in this order (K, N) go around the object in one sense, by less than a turn."""
+    step = wrap_to_pi(np.diff(azimuth_rad, axis=1))
+    return ((step > 0).all(1) | (step < 0).all(1)) & (np.abs(step.sum(1)) < 2 * np.pi)
 
 
 @dataclass
@@ -44,27 +52,30 @@ class Handheld:
         self.views = list(range(self.tangency.views))
 
     def search(self, count: int, candidates: int, generator: np.random.Generator) -> tuple[Solution, np.ndarray]:
-        """Judged configurations and their terms, of ``count`` starts; ``candidates`` of them are judged in the first round."""
+        """Judged configurations and their scores (K,), of ``count`` starts; ``candidates`` of them are judged in the first round."""
         starts = self.starts(count, generator)
         best = torch.argsort(self.tangency.cost(*starts, self.views, COARSE_RAD), stable=True)[: max(candidates, count // STARTS_TO_SOLVE)]
         solution = distinct(self._agree(*(x[best] for x in starts), 8), candidates, APART_DEG)
-        terms = self.judge(solution)
+        score = self._score(solution)
         for width_deg, top, copies in ROUNDS:
-            order = torch.from_numpy(np.argsort(-(terms @ self.weights), kind="stable")[:top].copy())
+            order = torch.from_numpy(np.argsort(-score, kind="stable")[:top].copy())
             kept = solution[order]
             moved = self._moved(kept, np.deg2rad(width_deg), copies, generator)
-            solution, terms = solution.joined(moved), np.concatenate([terms, self.judge(moved)])
-        return solution, terms
+            solution, score = solution.joined(moved), np.concatenate([score, self._score(moved)])
+        return solution, score
+
+    def _score(self, solution: Solution) -> np.ndarray:
+        return self.judge(solution) @ self.weights + WALK_BONUS * walks(solution.azimuth.double().numpy())
 
     def starts(self, count: int, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Elevation, azimuth (0 at the first view), radius (count, N): one half walks around the object, one half in any order."""
+        """Elevation, azimuth (0 at the first view), radius (count, N): most walk around the object, the others go in any order."""
         n = len(self.views)
         elevation = np.deg2rad(np.clip(generator.normal(*ELEVATION_DEG, (count, n)), -20, 65))
         fewer = max(n, 5) / 5
         step = np.clip(generator.normal(STEP_DEG[0], STEP_DEG[1], (count, n - 1)), 25, 130) / fewer
         azimuth = np.deg2rad(np.cumsum(step * generator.choice([-1, 1], (count, 1)), 1))
-        half = count // 2
-        azimuth[half:] = generator.permuted(azimuth[half:], axis=1)
+        rest = round(count * WALKS)
+        azimuth[rest:] = generator.permuted(azimuth[rest:], axis=1)
         azimuth = np.concatenate([np.zeros((count, 1)), azimuth], 1)
         # The distance at which the object fills as much of the photo as in the protocol.
         radius = [RADIUS * np.tan(FOV_RAD / 2) / np.tan(np.clip(fov, np.deg2rad(28), np.deg2rad(80)) / 2) for fov in self.fov_rad]

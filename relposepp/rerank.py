@@ -135,11 +135,10 @@ class Reranker:
         if self.handheld_fov_rad:
             tables: dict = {}
             handheld = Handheld(self.tangency, lambda found: self.terms(found, tables), self.weights, self.handheld_fov_rad)
-            solution, terms = handheld.search(self.effort.starts // 2, self.candidates, np.random.default_rng(self.seed))
+            solution, score = handheld.search(self.effort.starts // 2, self.candidates, np.random.default_rng(self.seed))
         else:
             solution = self.search(proposals)
-            terms = self.terms(solution)
-        score = terms @ self.weights
+            score = self.terms(solution) @ self.weights
         kept: list[Hypothesis] = []
         for k in np.argsort(-score, kind="stable"):
             values = {f: getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth", "radius", "turn")}

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from relposepp.config import RelPoseConfig
-from relposepp.handheld import ELEVATION_DEG, Handheld
+from relposepp.handheld import ELEVATION_DEG, Handheld, walks
 from relposepp.run import main
 from relposepp.tangency import Slack, Tangency, axes_of
 from sap3d.cameras import FOV_RAD, Camera, rotation_angle_deg, turn_matrix
@@ -67,8 +67,10 @@ def test_starts_are_photos_somebody_would_take():
     elevation, azimuth, radius = hand.starts(4000, np.random.default_rng(0))
     assert (azimuth[:, 0] == 0).all() and abs(np.rad2deg(float(elevation.mean())) - ELEVATION_DEG[0]) < 1
     step = azimuth.diff(dim=1)
-    assert (step[:2000] > 0).all(1).logical_or((step[:2000] < 0).all(1)).all()  # one half walks around
-    assert 0.5 < (step[2000:] > 0).any(1).logical_and((step[2000:] < 0).any(1)).float().mean() < 0.9  # the other comes and goes
+    assert (step[:3000] > 0).all(1).logical_or((step[:3000] < 0).all(1)).all()  # three quarters walk around
+    assert 0.5 < (step[3000:] > 0).any(1).logical_and((step[3000:] < 0).any(1)).float().mean() < 0.9  # the others come and go
+    degrees = np.deg2rad([[0, 80, 170, -100], [0, -80, -170, 100], [0, 80, 40, 170], [0, 170, -20, 150]])
+    assert walks(degrees).tolist() == [True, True, False, False]  # the last goes around more than once
     assert radius[0, 0] == 1.5 and 1.7 < radius[0, 2] < 2  # narrower: from further away
 
 
