@@ -49,8 +49,9 @@ class ReconConfig:
     warm_start_size: int = 64  # pixels of the novel views
     warm_start_rays: int = 768  # pixels a step
 
-    # Likeness: patches of renders shall look like patches of the novel views (LPIPS, as in ReconFusion)
-    likeness_weight: float = 0.01  # of the distance; 0: none
+    # Likeness: patches of renders shall look like patches of the novel views (LPIPS, as in ReconFusion). It gains where photos are
+    # few; with more of them it roughens smooth surfaces, which the photos show better (docs/log.md).
+    likeness_weight: float = 0.01  # of the distance, with one or two photos; N photos: divided by (N / 2)^2; 0: none
     likeness_start: float = 0.5  # share of the steps at which it begins
     likeness_every: int = 4  # steps from one patch to the next
     likeness_size: int = 96  # pixels of a patch

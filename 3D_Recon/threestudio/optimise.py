@@ -230,7 +230,7 @@ class Reconstruction:
         origins, directions = self.novel_cameras.rays(local, torch.full((len(local),), view, device=self.device))
         colour, trust = self._render_whole(origins, directions)
         distance, gradient = likeness.gradient(colour, target)
-        weight = config.likeness_weight * config.likeness_every
+        weight = config.likeness_weight * config.likeness_every / max(1.0, len(self.images) / 2) ** 2
         backward_in_tiles(lambda o, d: render(self.field, self.occupancy, o, d), origins, directions, gradient * trust[:, None] * weight, config.tile_rays)
         return distance
 
