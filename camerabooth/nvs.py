@@ -33,6 +33,8 @@ def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, 
     """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``; photos (N, 4, S, S)."""
     with torch.no_grad():
         features = model.encode_condition(photos[:, :3], photos[:, 3:])
+        if config.output_size <= model.image_size:
+            features = features.small  # nobody would see what a larger first guess shows
     with Progress("camerabooth novel views", len(targets)) as progress, compute_context(config.precision, model.device)():
         images = sample_views(
             model, features, list(condition_cameras.values()), list(targets.values()), config.nvs_steps, config.guidance_scale,
