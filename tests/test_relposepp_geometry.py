@@ -75,7 +75,7 @@ def test_wrap_around_in_mean_and_cameras():
     mean, length = rot.circular_mean(np.deg2rad([350.0, 10.0, 0.0]))
     assert abs(mean) < 1e-9 and length > 0.98
     assert rot.circular_mean(np.deg2rad([0.0, 180.0]))[1] < 1e-9
-    cameras = rot.cameras_from_angles(np.deg2rad([0.0, 95.0]), np.deg2rad([350.0, 10.0]), np.array([1.5, 2.0]), 0.857)
+    cameras = rot.cameras_from_angles(np.deg2rad([0.0, 95.0]), np.deg2rad([350.0, 10.0]), np.array([1.5, 2.0]), [0.857, 0.857])
     assert cameras[0].azimuth_rad == 0 and abs(cameras[1].azimuth_deg - 20) < 1e-6
     assert cameras[1].elevation_deg == pytest.approx(89.0)
 
