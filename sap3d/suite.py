@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import os
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ from sap3d.config import as_dict, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import flat_row, write_csv
 from sap3d.results import load_results, summary_lines
-from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, read_json, root_dir, write_cameras, write_json
+from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, fingerprint, read_json, root_dir, write_cameras, write_json
 
 STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
 SUITES = REPOSITORY / "docs" / "suites"
@@ -207,10 +206,7 @@ def made_by() -> str:
     files = [REPOSITORY / module.rpartition(".")[0].replace(".", "/") / "config.py" for module in STAGES.values()]
     for folder in (BUNDLED_ZERO123, REPOSITORY / "relposepp" / "weights" / "tiny"):
         files += sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    digest = hashlib.sha256()
-    for path in filter(Path.is_file, files):
-        digest.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    return fingerprint({}, {path.relative_to(REPOSITORY).as_posix(): path for path in files})[:12]
 
 
 def commit() -> str:

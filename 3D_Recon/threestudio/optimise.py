@@ -124,7 +124,7 @@ class Reconstruction:
             torch.stack(list(losses.values())).sum().backward()
         if self.guidance is not None and share >= config.sds_start and self.step % config.sds_every == 0:
             losses["sds"] = self._distil((share - config.sds_start) / (1 - config.sds_start))
-        if self.novel is not None and self.likeness is not None and share >= config.likeness_start and self.step % config.likeness_every == 0:
+        if self.likeness is not None and share >= config.likeness_start and self.step % config.likeness_every == 0:
             losses["like"] = self._resemble()
         if self.field.values.grad is None:
             self.field.values.grad = torch.zeros_like(self.field.values)

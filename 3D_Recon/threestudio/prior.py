@@ -114,7 +114,7 @@ class Likeness:
         """novel_views: (S, S, 3) each, in the order of their cameras; size: side of a patch, pixels, at most S."""
         self.views = torch.from_numpy(np.stack(list(novel_views.values()))).float().permute(0, 3, 1, 2)
         self.full, self.size, self.device = self.views.shape[-1], min(size, self.views.shape[-1]), device
-        self.lpips = LpipsAlex(device)
+        self.lpips, self.grid = LpipsAlex(device), pixel_grid(self.full).view(self.full, self.full, 2)
         ink = (1 - self.views).amax(1) > 0.05
         self.boxes = [(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if len(rows) else (0, self.full, 0, self.full) for rows, columns in
                       ((torch.nonzero(i.any(1))[:, 0].tolist(), torch.nonzero(i.any(0))[:, 0].tolist()) for i in ink)]  # fmt: skip
@@ -126,8 +126,7 @@ class Likeness:
         top, bottom, left, right = self.boxes[view]
         start = [round(min(max(low - self.size / 2 + share * (high - low), 0), self.full - self.size)) for share, low, high in ((u[1], top, bottom), (u[2], left, right))]
         rows, columns = (slice(k, k + self.size) for k in start)
-        local = pixel_grid(self.full).view(self.full, self.full, 2)[rows, columns].reshape(-1, 2)
-        return view, self.views[view : view + 1, :, rows, columns].to(self.device), local.to(self.device)
+        return view, self.views[view : view + 1, :, rows, columns].to(self.device), self.grid[rows, columns].reshape(-1, 2).to(self.device)
 
     def gradient(self, colour: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """LPIPS (scalar) of rays' colours (s * s, 3) and a patch, and its gradient at the colours."""

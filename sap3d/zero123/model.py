@@ -72,9 +72,6 @@ class ConditionFeatures:
         """Without ``photos``: for callers that have the first guess already and index at every step."""
         return replace(self, photos=None)
 
-    def detach(self) -> ConditionFeatures:
-        return ConditionFeatures(self.concat.detach(), self.tokens.detach(), None if self.photos is None else self.photos.detach())
-
 
 class CameraProjection(nn.Module):
     """``cc_projection``: token and pose (D + 4) to the cross-attention token (D). Starts as the identity on the token.
