@@ -143,6 +143,19 @@ def test_likeness_draws_patches_of_the_object_and_points_towards_the_view():
     assert float(after) < float(before)
 
 
+@pytest.mark.parametrize("count, share", [(1, 1.0), (2, 1.0), (3, 4 / 9)])
+def test_likeness_counts_less_with_every_photo_beyond_two(count, share, monkeypatch):
+    few = dict(list(PHOTOS.items())[:count])
+    views = {name: composite_white(sphere_image(camera, 40)) for name, camera in list(protocol_test_cameras().items())[:3]}
+    run = optimise.Reconstruction(few, CAMERAS, tiny_config(photos=False, likeness_weight=0.5, likeness_every=4), views)
+    run._enter(0, grow=False)
+    found = []
+    monkeypatch.setattr(optimise, "backward_in_tiles", lambda render, origins, directions, gradient, tile: found.append(gradient))
+    monkeypatch.setattr(run.likeness, "gradient", lambda colour, target: (torch.zeros(()), torch.ones_like(colour)))
+    run._resemble()
+    assert torch.allclose(found[0], torch.full_like(found[0], 0.5 * 4 * share))
+
+
 def test_prior_counts_less_where_photos_see():
     run = reconstruction(sds=False, steps=60)
     run.guidance = None
