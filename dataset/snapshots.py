@@ -91,12 +91,13 @@ def hand_held(camera: Camera, generator: np.random.Generator) -> np.ndarray:
     return rz @ ry @ rx @ camera.camera_from_world()
 
 
-def snapshots(mesh_path: Path, out: Path, count: int = 5) -> None:
-    """Write ``out``/IMG_0001.jpg and so on; raises InputError for a mesh that cannot be read."""
+def snapshots(mesh_path: Path, out: Path, count: int = 5) -> list[Camera]:
+    """Write ``out``/IMG_0001.jpg and so on; the places they are taken from (their aim and roll are off). Raises InputError for a mesh that cannot be read."""
     mesh = load_mesh_normalised(mesh_path)
     generator = np.random.default_rng(seed_of(str(mesh_path.parent.parent.name)))
     renderer = MeshRenderer(room(mesh, generator))
     fov = 2 * np.arctan(FILM_DIAGONAL_MM * WIDTH / np.hypot(WIDTH, HEIGHT) / 2 / FOCAL_35MM)  # across the longer side
+    cameras = []
     with atomic_dir(out) as folder:
         for k in range(count):
             camera = Camera.from_degrees(float(generator.uniform(12, 35)), AZIMUTHS_DEG[k] + float(generator.normal(0, 6)), float(generator.normal(1.75, 0.04)))
@@ -111,6 +112,8 @@ def snapshots(mesh_path: Path, out: Path, count: int = 5) -> None:
                 picture, exif[0x0112] = picture.transpose(Image.Transpose.ROTATE_90), 6
             exif.get_ifd(0x8769)[41989] = FOCAL_35MM
             picture.save(folder / f"IMG_{k + 1:04d}.jpg", quality=88, exif=exif)
+            cameras.append(camera)
+    return cameras
 
 
 def main() -> None:
