@@ -47,7 +47,7 @@ class BoothConfig:
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
     SECTION: ClassVar[str] = "booth"  # of a preset
-    QUICK: ClassVar[tuple[str, ...]] = ("steps=16", "steps_per_extra_view=4")
+    QUICK: ClassVar[tuple[str, ...]] = ("steps=8", "steps_per_extra_view=2")
 
 
 _CHOICES = {

@@ -257,7 +257,7 @@ def test_white_far_from_the_guess_stays_white(model):
     guess[:, :, 24:40, 24:40] = 0.3
     latents = model.encode_target(guess) + torch.randn(1, model.latent_channels, model.latent_size, model.latent_size, generator=torch.Generator().manual_seed(4))
     image = model.decode_beside(latents, guess)
-    reach = 64 // 16
+    reach = 64 // 64
     outside = torch.ones(64, 64, dtype=torch.bool)
     outside[24 - reach : 40 + reach, 24 - reach : 40 + reach] = False
     assert bool((image[0, :, outside] == 1).all())

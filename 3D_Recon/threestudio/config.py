@@ -97,7 +97,7 @@ class ReconConfig:
 
     SECTION: ClassVar[str] = "recon"  # of a preset
     QUICK: ClassVar[tuple[str, ...]] = (
-        "steps=220", "final_rate=0.2", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,256]", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8",
+        "steps=220", "final_rate=0.2", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,256]", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8", "sds_cameras=12",
         "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_faces=20000", "texture_size=512",
     )  # fmt: skip
 

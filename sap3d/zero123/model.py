@@ -113,7 +113,8 @@ class Zero123(nn.Module):
     """
 
     GAIN_BINS = 10  # of equal numbers of time steps
-    REACH = 1 / 16  # of the image's side: how far from the first guess's object the diffusion model may paint
+    REACH = 1 / 64  # of the image's side: how far from the first guess's object the diffusion model may paint
+    INK = (0.1, 0.3)  # how far from white the guess must be to count as object: not at all, and wholly
 
     def __init__(self, unet: UNet2DConditionModel, vae: nn.Module, image_encoder: nn.Module, cc_projection: CameraProjection, scheduler: DDIMScheduler, sweep: PlaneSweep | None = None,
                  linear_skip: bool = False, multiplane: MultiplaneRenderer | None = None, correction_gain: Tensor | None = None):  # fmt: skip
@@ -189,7 +190,8 @@ class Zero123(nn.Module):
         reach = 2 * round(self.REACH * guess.shape[-1]) + 1
         near = F.max_pool2d(ink, (reach, 1), 1, (reach // 2, 0))
         near = F.max_pool2d(near, (1, reach), 1, (0, reach // 2))
-        return (guess + change * (10 * near).clamp(0, 1)).clamp(0, 1)
+        none, whole = self.INK
+        return (guess + change * ((near - none) / (whole - none)).clamp(0, 1)).clamp(0, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
