@@ -143,17 +143,22 @@ def test_likeness_draws_patches_of_the_object_and_points_towards_the_view():
     assert float(after) < float(before)
 
 
-@pytest.mark.parametrize("count, share", [(1, 1.0), (2, 1.0), (3, 4 / 9)])
-def test_likeness_counts_less_with_every_photo_beyond_two(count, share, monkeypatch):
+@pytest.mark.parametrize("count, share", [(1, 1.0), (2, 1.0), (3, 8 / 27)])
+def test_the_prior_counts_less_with_every_photo_beyond_two(count, share, monkeypatch):
     few = dict(list(PHOTOS.items())[:count])
     views = {name: composite_white(sphere_image(camera, 40)) for name, camera in list(protocol_test_cameras().items())[:3]}
-    run = optimise.Reconstruction(few, CAMERAS, tiny_config(photos=False, likeness_weight=0.5, likeness_every=4), views)
+    config = tiny_config(photos=False, likeness_weight=0.5, likeness_every=4, sds_weight=0.2, sds_every=8, sds_size=8)
+    run = optimise.Reconstruction(few, CAMERAS, config, views, tiny_random_model())
     run._enter(0, grow=False)
     found = []
     monkeypatch.setattr(optimise, "backward_in_tiles", lambda render, origins, directions, gradient, tile: found.append(gradient))
     monkeypatch.setattr(run.likeness, "gradient", lambda colour, target: (torch.zeros(()), torch.ones_like(colour)))
+    monkeypatch.setattr(run.guidance, "gradient", lambda image, *_: torch.ones_like(image))
     run._resemble()
+    run._distil(0.5)
     assert torch.allclose(found[0], torch.full_like(found[0], 0.5 * 4 * share))
+    side = run.guidance.size
+    assert torch.allclose(found[1], torch.full_like(found[1], 0.2 * 8 * share / side**2))
 
 
 def test_prior_counts_less_where_photos_see():

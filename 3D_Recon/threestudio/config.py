@@ -40,25 +40,26 @@ class ReconConfig:
     refine_cameras: bool = False  # correct polar angle, azimuth and radius by the photo losses
     camera_rate: float = 1e-3  # radians (and object lengths) a step, Adam
 
-    # Warm start: the novel views of stage 2 as pictures, with a robust loss that fades. With the bundled model they gain more
-    # than a decibel with two photos and cost half of one with five unless they count little: hence the exponent (docs/log.md).
+    # What the prior is worth falls with the number of photos N. With the bundled model it gains more than a decibel with two
+    # photos, and with five it costs half of one and roughens smooth surfaces unless it counts little (docs/log.md).
+    prior_exponent: float = 3.0  # warm start divided by N, likeness and score distillation by max(1, N / 2), to this power
+
+    # Warm start: the novel views of stage 2 as pictures, with a robust loss that fades.
     warm_start: bool = True
     warm_start_weight: float = 0.8  # of the Charbonnier loss at the beginning, with one photo
-    warm_start_exponent: float = 3.0  # N photos: divided by N to this power
     warm_start_final: float = 0.0  # factor on it at the end
     warm_start_size: int = 64  # pixels of the novel views
     warm_start_rays: int = 768  # pixels a step
 
-    # Likeness: patches of renders shall look like patches of the novel views (LPIPS, as in ReconFusion). It gains where photos are
-    # few; with more of them it roughens smooth surfaces, which the photos show better (docs/log.md).
-    likeness_weight: float = 0.01  # of the distance, with one or two photos; N photos: divided by (N / 2)^2; 0: none
+    # Likeness: patches of renders shall look like patches of the novel views (LPIPS, as in ReconFusion).
+    likeness_weight: float = 0.01  # of the distance, with one or two photos; 0: none
     likeness_start: float = 0.5  # share of the steps at which it begins
     likeness_every: int = 4  # steps from one patch to the next
     likeness_size: int = 96  # pixels of a patch
 
     # Score distillation from the personal model
     sds: bool = True
-    sds_weight: float = 0.3  # of the residual's gradient, per pixel
+    sds_weight: float = 0.3  # of the residual's gradient, per pixel, with one or two photos
     sds_start: float = 0.3  # share of the steps at which it begins
     sds_every: int = 4  # steps from one evaluation to the next
     sds_batch: int = 1  # cameras an evaluation
@@ -113,7 +114,7 @@ def check_config(config: ReconConfig) -> None:
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
     for name, low, high in (
-        ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
+        ("prior_exponent", 0, 10), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
         ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("likeness_size", 32, 1024), ("likeness_weight", 0, 1e3), ("likeness_start", 0, 1), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
     ):  # fmt: skip
         if not low <= getattr(config, name) <= high:

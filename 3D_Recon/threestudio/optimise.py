@@ -167,6 +167,11 @@ class Reconstruction:
             hits.append((self.occupancy.allowed.view(-1)[self.occupancy.flat_index(origins, directions, distance)] & valid).any(1))
         return bank[torch.cat(hits)]
 
+    @property
+    def prior_share(self) -> float:
+        """Factor on likeness and score distillation: 1 with one or two photos, falling with more."""
+        return max(1.0, len(self.images) / 2) ** -self.config.prior_exponent
+
     # --- losses ---------------------------------------------------------------------------------------------------
     def _draw(self, bank: PixelBank, count: int) -> PixelBank:
         return bank[torch.randint(len(bank), (count,), generator=self.generator).to(self.device)]
@@ -206,7 +211,7 @@ class Reconstruction:
         origins, directions = self.novel_cameras.rays(pixels.local, pixels.view)
         seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
         trust = self._prior_weight(seen, origins, directions)
-        weight = config.warm_start_weight / len(self.images) ** config.warm_start_exponent * (1 + (config.warm_start_final - 1) * share)
+        weight = config.warm_start_weight / len(self.images) ** config.prior_exponent * (1 + (config.warm_start_final - 1) * share)
         return weight * (trust[:, None] * charbonnier(seen.colour - pixels.colour)).mean()
 
     def _distil(self, progress: float) -> torch.Tensor:
@@ -218,7 +223,7 @@ class Reconstruction:
             origins, directions = camera_rays(camera, size, self.device)
             colour, trust = self._render_whole(origins, directions)
             gradient = guidance.gradient(colour.T.reshape(1, 3, size, size), camera, progress, self.generator).to(self.device)
-            gradient = gradient.view(3, -1).T * trust[:, None] * (config.sds_weight * config.sds_every / (config.sds_batch * size * size))
+            gradient = gradient.view(3, -1).T * trust[:, None] * (config.sds_weight * config.sds_every * self.prior_share / (config.sds_batch * size * size))
             backward_in_tiles(lambda o, d: render(self.field, self.occupancy, o, d), origins, directions, gradient, config.tile_rays)
             total += float(gradient.norm())
         return torch.tensor(total)
@@ -230,7 +235,7 @@ class Reconstruction:
         origins, directions = self.novel_cameras.rays(local, torch.full((len(local),), view, device=self.device))
         colour, trust = self._render_whole(origins, directions)
         distance, gradient = likeness.gradient(colour, target)
-        weight = config.likeness_weight * config.likeness_every / max(1.0, len(self.images) / 2) ** 2
+        weight = config.likeness_weight * config.likeness_every * self.prior_share
         backward_in_tiles(lambda o, d: render(self.field, self.occupancy, o, d), origins, directions, gradient * trust[:, None] * weight, config.tile_rays)
         return distance
 
