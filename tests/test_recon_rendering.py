@@ -161,3 +161,65 @@ def test_camera_corrections_keep_the_gauge():
     assert current["000"].azimuth_deg == pytest.approx(0, abs=1e-4)
     assert current["001"].azimuth_deg == pytest.approx(90 + np.rad2deg(0.1), abs=1e-3)
     assert current["000"].radius == pytest.approx(1.6, abs=1e-5)
+
+
+# --- hashed grids -----------------------------------------------------------------------------------------------------
+def hash_field(voxels: int = 16**3, **sizes):
+    sizes = dict(levels=4, table=1 << 11, coarsest=4, finest=32, width=8) | sizes
+    field = fields.HashGrid(box(), voxels, 20.0, torch.tensor([0.7, 0.4, 0.2]), **sizes)
+    with torch.no_grad():
+        field.table.copy_(torch.randn(field.table.shape, generator=torch.Generator().manual_seed(1)))
+    return field
+
+
+def test_a_hashed_grid_begins_as_what_it_is_told():
+    field = fields.HashGrid(box(), 16**3, 20.0, torch.tensor([0.7, 0.4, 0.2]))
+    density, colour = field(torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) - 0.5)
+    assert torch.allclose(density, torch.full_like(density, 20.0), rtol=0.02)
+    assert torch.allclose(colour, torch.tensor([0.7, 0.4, 0.2]).expand(50, 3), atol=0.01)
+
+
+def test_a_hashed_grid_interpolates_its_rows():
+    """At a vertex a coarse level gives that vertex's own row; halfway along an edge, the mean of two."""
+    field = hash_field(4**3, levels=1)
+    vertices = torch.tensor([[0, 0, 0], [4, 4, 4], [1, 2, 3], [1, 2, 4]])
+    rows = field._row(vertices, 4)
+    assert len(set(field._row(torch.cartesian_prod(*[torch.arange(5)] * 3), 4).tolist())) == 125  # no two share one
+    middle = (vertices[2:3] + vertices[3:4]) / 2
+    found = field._features(torch.cat([vertices, middle]) / 4 - 0.5)
+    assert torch.allclose(found[:4], field.table[0][rows], atol=1e-5)
+    assert torch.allclose(found[4], field.table[0][rows[2:]].mean(0), atol=1e-5)
+
+
+def test_finer_levels_of_a_hashed_grid_wait_for_their_turn():
+    field, points = hash_field(8**3), torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    count = lambda: int((field._features(points).view(40, 4, 2).abs().amax((0, 2)) > 0).sum())  # noqa: E731
+    assert field.resolutions.tolist() == [4, 8, 16, 32] and count() == 2 and field.voxel_size() == pytest.approx(1 / 8)
+    field.refine(32**3)
+    assert count() == 4 and field.voxel_size() == pytest.approx(1 / 32)
+
+
+def test_total_variation_of_a_hashed_grid_is_the_dense_ones():
+    """A field that rises linearly along x by a raw value of 1 over the box: the same penalty, so the same slope as it is scaled."""
+    slopes = []
+    dense = fields.DenseGrid(box(), 8**3)
+    z, y, x = dense.values.shape[2:]
+    ramp = torch.linspace(0, 1, x).expand(1, 1, z, y, x)
+    dense.set_values(torch.cat([ramp, torch.zeros(1, 3, z, y, x)], 1))
+    dense.values.grad = torch.zeros_like(dense.values)
+    dense.add_variation_gradient(1e-3, 0.0)
+    slopes.append(float((dense.values.grad * dense.values.detach()).sum()))
+    hashed = hash_field(8**3)
+    scale = torch.ones((), requires_grad=True)
+    hashed._raw = lambda points: torch.cat([scale * (points[:, :1] + 0.5), torch.zeros(len(points), 3)], 1)
+    hashed.add_variation_gradient(1e-3, 0.0)
+    slopes.append(float(scale.grad))
+    assert slopes[1] == pytest.approx(slopes[0], rel=0.25)  # 512 voxels against 8 x 9 x 9 differences
+
+
+def test_the_renderer_takes_any_field():
+    field, (origins, directions) = hash_field(), random_rays(60)
+    occupancy = full_occupancy(field.bounds)
+    fast = rendering.render(field, occupancy, origins, directions, stop=0.0)
+    slow = rendering.render_reference(field, origins, directions, field.voxel_size())
+    assert torch.allclose(fast.colour, slow.colour, atol=1e-5) and torch.allclose(fast.opacity, slow.opacity, atol=1e-5)

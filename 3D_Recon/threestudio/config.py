@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import ClassVar, List
 
 from sap3d.errors import InputError
@@ -18,11 +19,13 @@ class ReconConfig:
     offload: bool = False  # its image encoder and learned autoencoder stay in main memory while they are idle
     cameras: str = ""  # camera file to use instead of stage 2's refined cameras (e.g. true ones, for an upper bound)
 
-    # Field: a dense grid that grows. Sizes are budgets: n stands for n^3 voxels shared out over the object's own box.
+    # Field: a dense grid that grows, or hashed grids with a small network. Sizes are budgets: n stands for n^3 voxels shared out
+    # over the object's own box.
+    field: str = "dense"  # dense or hash
     box: float = 0.55  # the object lies inside [-box, box]^3
-    grid: List[int] = field(default_factory=lambda: [32, 64, 96])  # one entry a level
-    level_starts: List[float] = field(default_factory=lambda: [0.0, 0.2, 0.5])  # share of the steps at which a level begins
-    photo_sizes: List[int] = field(default_factory=lambda: [64, 128, 256])  # pixels of the photos at each level
+    grid: List[int] = dataclasses.field(default_factory=lambda: [32, 64, 96])  # one entry a level
+    level_starts: List[float] = dataclasses.field(default_factory=lambda: [0.0, 0.2, 0.5])  # share of the steps at which a level begins
+    photo_sizes: List[int] = dataclasses.field(default_factory=lambda: [64, 128, 256])  # pixels of the photos at each level
     initial_density: float = 8.0  # per object length, inside the silhouettes' hull
     occupancy_cells: int = 64  # along the longest side of the box
 
@@ -68,10 +71,10 @@ class ReconConfig:
     # Photos that condition: all at once, or one: near (nearer is likelier), nearest, random, first; mean: all, averaged.
     sds_condition: str = "auto"  # auto takes all where the model has a plane sweep, else near
     sds_residual: str = "image"  # where the residual is taken: image (decoded prediction minus render) or latent (published)
-    sds_t_start: List[float] = field(default_factory=lambda: [0.5, 0.9])  # range of noise levels (share of all time steps) at first
-    sds_t_end: List[float] = field(default_factory=lambda: [0.02, 0.4])  # and at the end
+    sds_t_start: List[float] = dataclasses.field(default_factory=lambda: [0.5, 0.9])  # range of noise levels (share of all time steps) at first
+    sds_t_end: List[float] = dataclasses.field(default_factory=lambda: [0.02, 0.4])  # and at the end
     guidance_scale: float = 1.0
-    sds_elevations: List[float] = field(default_factory=lambda: [-45.0, 60.0])  # degrees
+    sds_elevations: List[float] = dataclasses.field(default_factory=lambda: [-45.0, 60.0])  # degrees
     tile_rays: int = 8192  # rays rendered with a graph at a time: sets the peak memory
 
     # Where the photos see the surface, the prior counts this much (1: everywhere alike)
@@ -127,6 +130,7 @@ def check_config(config: ReconConfig) -> None:
         ("sds_condition", ("auto", "all", "nearest", "near", "random", "first", "mean")),
         ("sds_residual", ("image", "latent")),
         ("texture", ("uv", "vertex")),
+        ("field", ("dense", "hash")),
         ("weights_dtype", ("fp32", "bf16", "fp16")),
     ):
         if getattr(config, name) not in choices:

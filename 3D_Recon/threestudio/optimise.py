@@ -17,7 +17,7 @@ from sap3d.progress import Progress
 from sap3d.scene import atomic_path
 
 from .config import ReconConfig
-from .fields import DenseGrid
+from .fields import FIELDS
 from .photos import CameraTable, PixelBank, Silhouettes, hull_bounds, pixel_bank
 from .prior import Guidance, Likeness, backward_in_tiles, camera_rays, charbonnier, count_seeing, prior_weight
 from .regularisers import distortion, opacity_entropy
@@ -63,7 +63,7 @@ class Reconstruction:
         self.occupancy = Occupancy(bounds.to(device), allowed.to(device))
         colours = np.concatenate([image[image[..., 3] > 0.5][:, :3] for image in self.images])
         mean = torch.from_numpy(colours.mean(0) if len(colours) else np.full(3, 0.5, np.float32))
-        self.field = DenseGrid(bounds, config.grid[0] ** 3, config.initial_density, mean).to(device)
+        self.field = FIELDS[config.field](bounds, config.grid[0] ** 3, config.initial_density, mean).to(device)
         self.seeing = torch.zeros(allowed.shape, device=device)
         self.generator = torch.Generator()
         self.step, self.level, self.seconds = 0, -1, 0.0
@@ -126,8 +126,9 @@ class Reconstruction:
             losses["sds"] = self._distil((share - config.sds_start) / (1 - config.sds_start))
         if self.likeness is not None and share >= config.likeness_start and self.step % config.likeness_every == 0:
             losses["like"] = self._resemble()
-        if self.field.values.grad is None:
-            self.field.values.grad = torch.zeros_like(self.field.values)
+        for parameter in self.field.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self._smooth(share)
         self.optimiser.step()
         self.step += 1
@@ -139,7 +140,7 @@ class Reconstruction:
         local = None
         if config.photos and config.variation_where_seen != 1:
             local = config.variation_where_seen ** (share * self.seeing.clamp(max=2) / 2)
-        self.field.add_variation_gradient(config.density_variation, config.colour_variation, local)
+        self.field.add_variation_gradient(config.density_variation, config.colour_variation, local, self.generator)
 
     def _enter(self, level: int, grow: bool) -> None:
         """Begin a level: a finer grid, larger photos, a fresh optimiser."""
@@ -147,7 +148,7 @@ class Reconstruction:
         self.level = level
         if grow and level > 0:
             self.field.refine(config.grid[level] ** 3)
-        groups = [{"params": [self.field.values], "base": config.learning_rate}]
+        groups = self.field.parameter_groups(config.learning_rate)
         if config.refine_cameras:
             groups.append({"params": [self.cameras.delta], "base": config.camera_rate})
         self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
@@ -262,7 +263,7 @@ class Reconstruction:
             "level": self.level,
             "seconds": self.seconds,
             "history": self.history,
-            "values": self.field.values.detach(),
+            "field": self.field.state(),
             "delta": self.cameras.delta.detach(),
             "optimiser": self.optimiser.state_dict() if self.step < self.config.steps else None,  # two thirds of the file
             "occupancy": self.occupancy.state(),
@@ -275,12 +276,12 @@ class Reconstruction:
         """Take up the state of a checkpoint; False (and nothing changed) when it is damaged or of another run."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            if state["fingerprint"] != fingerprint:
+            if state["fingerprint"] != fingerprint or "field" not in state:
                 return False
         except Exception:  # a damaged file raises nearly anything; the run then starts from the beginning
             return False
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
-        self.field.set_values(state["values"])
+        self.field.load_state(state["field"])
         with torch.no_grad():
             self.cameras.delta.copy_(state["delta"])
         self.occupancy.load_state(state["occupancy"])
