@@ -94,8 +94,10 @@ class ReconConfig:
     turntable_frames: int = 60
     turntable_size: int = 256
     mesh_cells: int = 160  # marching cubes, along the longest side
+    mesh_slack: float = 1.5  # voxels by which a point must lie in front of what a depth map shows to be empty
     mesh_faces: int = 40000
     texture: str = "uv"  # uv (atlas with a texture) or vertex (vertex colours)
+    texture_from_photos: bool = True  # where photos see the surface; false: colours of the field alone
     texture_size: int = 1024
     checkpoint_seconds: float = 15.0
 
@@ -117,7 +119,7 @@ def check_config(config: ReconConfig) -> None:
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
     for name, low, high in (
-        ("prior_exponent", 0, 10), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
+        ("mesh_slack", 0, 10), ("prior_exponent", 0, 10), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
         ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("likeness_size", 32, 1024), ("likeness_weight", 0, 1e3), ("likeness_start", 0, 1), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
     ):  # fmt: skip
         if not low <= getattr(config, name) <= high:

@@ -55,10 +55,12 @@ def export_mesh(scene: Scene, config: ReconConfig, recon: Reconstruction, views:
 
     folder = scene.mesh_dir
     depths = {name: view.depth for name, view in views.items()}
-    values, origin, spacing = meshes.carve(recon.occupancy, depths, protocol_test_cameras(), config.mesh_cells)
+    values, origin, spacing = meshes.carve(recon.occupancy, depths, protocol_test_cameras(), config.mesh_cells, config.mesh_slack * recon.field.voxel_size())
     vertices, faces = meshes.extract(values, origin, spacing, config.mesh_faces)
     solid = trimesh.Trimesh(vertices, faces, process=False)
-    mesh = meshes.bake(recon.field, recon.occupancy, vertices, faces, config.texture_size, config.texture)
+    cameras = recon.cameras.current()
+    photos = dict(zip(cameras, recon.images)) if config.photos and config.texture_from_photos else None
+    mesh = meshes.bake(recon.field, recon.occupancy, vertices, faces, config.texture_size, config.texture, photos, cameras)
     meshes.write_obj(folder, mesh)
     meshes.write_glb(folder / "model.glb", mesh)
     poses = [camera.camera_from_world() for camera in turntable_cameras(6)]

@@ -22,7 +22,7 @@ from .config import ReconConfig, check_config
 
 # Settings that shape the outputs and not the optimisation: changing them keeps the checkpoint.
 OUTPUT_SETTINGS = (
-    "device", "render_size", "turntable_frames", "turntable_size", "mesh_cells", "mesh_faces", "texture", "texture_size", "checkpoint_seconds", "tile_rays",
+    "device", "render_size", "turntable_frames", "turntable_size", "mesh_cells", "mesh_slack", "mesh_faces", "texture", "texture_from_photos", "texture_size", "checkpoint_seconds", "tile_rays",
 )  # fmt: skip
 
 

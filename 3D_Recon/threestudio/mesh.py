@@ -18,6 +18,9 @@ from sap3d.scene import write_text
 from .fields import Field
 from .rendering import Occupancy, render
 
+GRAZING = (0.15, 0.5)  # cosines between a photo's ray and the surface: below, the photo's colours count nothing, above, fully
+MARGIN = 0.006  # of a photo's side: that close to its outline, a mask's pixels may be background
+HIDDEN = 0.015  # object lengths by which a photo may see past the mesh's surface
 Y_UP_FROM_Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # (x, y, z) -> (x, z, -y): glTF's up axis is y
 
 
@@ -35,12 +38,14 @@ class TexturedMesh:
 
 # ------------------------------------------------------------------------------------------------------------ surface
 @torch.no_grad()
-def carve(occupancy: Occupancy, depths: Mapping[str, torch.Tensor], cameras: Mapping[str, Camera], cells: int) -> tuple[np.ndarray, np.ndarray, float]:
+def carve(occupancy: Occupancy, depths: Mapping[str, torch.Tensor], cameras: Mapping[str, Camera], cells: int, slack: float = 0.0) -> tuple[np.ndarray, np.ndarray, float]:
     """Solidity of a lattice: (values (X, Y, Z) in [-1, 1], position of its first point (3,), spacing).
 
     Depth maps say where half of a ray's light is gone. A point is empty if it lies in front of that in at least two of the
     views, and solid otherwise: 0 is the surface that the renders show, without the cavities and the fog that a level of
-    the density itself would bring along. Two views, because one depth map has outliers. One voxel around the box stays empty.
+    the density itself would bring along. Two views, because one depth map has outliers. Of many depth maps with errors the second
+    farthest still lies behind the surface, so a point is empty only if it is in front by more than ``slack`` (object lengths). One
+    voxel around the box stays empty.
     """
     bounds = occupancy.bounds
     spacing = float((bounds[1] - bounds[0]).max()) / cells
@@ -66,7 +71,7 @@ def carve(occupancy: Occupancy, depths: Mapping[str, torch.Tensor], cameras: Map
         row = ((1 - local[:, 1] / half) * (size / 2) - 0.5).floor().long().clamp(0, size - 2)
         # The nearest of the four pixels around the point: a single one misjudges slanted surfaces and outlines.
         nearest = -F.max_pool2d(-depth[None, None], 2, 1)[0, 0]
-        in_front = ((nearest[row, column] - local.norm(dim=1)) / (3 * spacing)).clamp(-1, 1)
+        in_front = ((nearest[row, column] - local.norm(dim=1) - slack) / (3 * spacing)).clamp(-1, 1)
         second = torch.maximum(second, torch.minimum(in_front, first))
         first = torch.maximum(first, in_front)
     values[rows] = -second
@@ -124,15 +129,63 @@ def surface_colours(field: Field, occupancy: Occupancy, points: np.ndarray, norm
     return np.concatenate(colours) if colours else np.zeros((0, 3), np.float32)
 
 
-def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.ndarray, size: int, texture: str = "uv") -> TexturedMesh:
-    """Colour a mesh from the field: an atlas of charts (xatlas) with a texture of ``size``, or colours of the vertices."""
+def photo_colours(points, normals, vertices, faces, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera]) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (P, 3) of surface points in the photos that see them, and how much they are to be believed (P,) in [0, 1].
+
+    A photo sees a point that the mesh does not hide from it and that lies well inside its mask. Photos are mixed by the cosine
+    at which they look at the surface, to a high power: nearly the best one alone, as mixtures of inexact cameras are blurred,
+    yet without a seam where another becomes the best. Points seen at a grazing angle are believed less, by ``GRAZING``.
+    """
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
+    from scipy import ndimage
+
+    surface = EmbreeScene()
+    TriangleMesh(surface, np.ascontiguousarray(vertices[faces], np.float32))
+    total, weights, best = np.zeros((len(points), 3)), np.zeros(len(points)), np.zeros(len(points))
+    for name, photo in photos.items():
+        camera, size = cameras[name], photo.shape[0]
+        pose = camera.camera_from_world()
+        centre = camera.center()
+        offset = points - centre
+        distance = np.linalg.norm(offset, axis=1)
+        cosine = -(offset * normals).sum(1) / distance
+        hit = surface.run(np.tile(centre, (len(points), 1)).astype(np.float32), (offset / distance[:, None]).astype(np.float32), query="DISTANCE")
+        local = points @ pose[:, :3].T + pose[:, 3]
+        half = -local[:, 2] * np.tan(camera.fov_rad / 2)
+        place = np.stack([(1 - local[:, 1] / half) * (size / 2) - 0.5, (local[:, 0] / half + 1) * (size / 2) - 0.5])  # row, column
+        inside = ndimage.minimum_filter(photo[..., 3], max(3, round(MARGIN * size) * 2 + 1))
+        read = lambda channel: ndimage.map_coordinates(channel, place, order=1, mode="constant")  # noqa: E731
+        seen = (cosine > 0) & (hit > distance - HIDDEN) & (read(inside) > 0.99)
+        weight = np.where(seen, np.maximum(cosine, 0) ** 8 + 1e-9, 0)
+        total += weight[:, None] * np.stack([read(photo[..., k]) for k in range(3)], 1)
+        weights += weight
+        best = np.maximum(best, np.where(seen, cosine, 0))
+    low, high = GRAZING
+    return (total / np.maximum(weights, 1e-12)[:, None]).clip(0, 1).astype(np.float32), ((best - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.ndarray, size: int, texture: str = "uv", photos: Mapping | None = None,
+         cameras: Mapping[str, Camera] | None = None) -> TexturedMesh:  # fmt: skip
+    """Colour a mesh: an atlas of charts (xatlas) with a texture of ``size``, or colours of the vertices.
+
+    Colours are the field's; where ``photos`` (RGBA (S, S, 4) by name, with their ``cameras``) see the surface, theirs, which are
+    sharper, blended into the field's towards grazing angles.
+    """
     import trimesh
 
     voxel = field.voxel_size()
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
-    normals = np.array(mesh.vertex_normals)
+    solid, normals = (vertices, faces), np.array(trimesh.Trimesh(vertices, faces, process=False).vertex_normals)
+
+    def colours_of(points, directions):
+        colours = surface_colours(field, occupancy, points, directions, 2 * voxel, 0.08)
+        if not photos:
+            return colours
+        sharp, share = photo_colours(points, directions, *solid, photos, cameras)
+        return colours + share[:, None] * (sharp - colours)
+
     if texture == "vertex":
-        return TexturedMesh(vertices, faces, colours=surface_colours(field, occupancy, vertices, normals, 2 * voxel, 0.08))
+        return TexturedMesh(vertices, faces, colours=colours_of(vertices, normals))
     source, faces, uv = _atlas(vertices, faces, size)
     vertices, normals = vertices[source], normals[source]
     triangle, weights, covered = _rasterise(uv, faces, size)
@@ -141,7 +194,7 @@ def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.nda
     normal = np.einsum("nk,nkd->nd", weights, normals[corners])
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     image = np.zeros((size, size, 3), np.float32)
-    image[covered] = surface_colours(field, occupancy, points, normal, 2 * voxel, 0.08)
+    image[covered] = colours_of(points, normal)
     return TexturedMesh(vertices, faces, uv, _bleed(image, covered))
 
 
