@@ -32,29 +32,19 @@ STEPS = 3
 
 
 def ball(kind: str):
-    """(field, occupancy): a ball, opaque in a few voxels below its surface; a hashed grid fits it in two hundred steps."""
+    """(field, occupancy): cells of a ball in a dense grid, and the field to be measured. What it holds decides nothing about the cost:
+    the samples are those that the ball's occupancy keeps."""
     fields, rendering = (importlib.import_module(f"3D_Recon.threestudio.{name}") for name in ("fields", "rendering"))
     bounds = torch.tensor([[-0.5] * 3, [0.5] * 3])
-    raw = lambda points: (RADIUS - points.norm(dim=-1)) * 60 - 1  # noqa: E731
-    field = fields.FIELDS[kind](bounds, VOXELS, 1.0, torch.full((3,), 0.5))
-    if kind == "dense":
-        z, y, x = field.values.shape[2:]
-        points = torch.stack(torch.meshgrid(*(torch.linspace(-0.5, 0.5, n) for n in (z, y, x)), indexing="ij"), -1)
-        values = field.values.detach().clone()
-        values[0, 0] = raw(points)
-        field.set_values(values)
-    else:
-        optimiser = torch.optim.Adam([{"params": g["params"], "lr": g["base"]} for g in field.parameter_groups(0.6)], betas=(0.9, 0.99))
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(200):
-            points = torch.rand(4096, 3, generator=generator) - 0.5
-            loss = (field._raw(points)[:, 0] - raw(points).clamp(-6, 6)).square().mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+    field = fields.DenseGrid(bounds, VOXELS, 1.0, torch.full((3,), 0.5))
+    z, y, x = field.values.shape[2:]
+    points = torch.stack(torch.meshgrid(*(torch.linspace(-0.5, 0.5, n) for n in (z, y, x)), indexing="ij"), -1)
+    values = field.values.detach().clone()
+    values[0, 0] = (RADIUS - points.norm(dim=-1)) * 60 - 1
+    field.set_values(values)
     occupancy = rendering.Occupancy(bounds, torch.ones(64, 64, 64, dtype=torch.bool))
     occupancy.update(field)
-    return field, occupancy
+    return field if kind == "dense" else fields.FIELDS[kind](bounds, VOXELS), occupancy
 
 
 def one(kind: str, size: int, tile: int) -> dict:

@@ -54,17 +54,17 @@ def random_rays(count: int, seed: int = 0):
     return origins, torch.nn.functional.normalize(targets - origins, dim=-1)
 
 
-def sphere_image(camera: Camera, size: int = 64) -> np.ndarray:
-    """RGBA (size, size, 4) of a sphere about the origin, coloured by its normal, 3 x 3 samples a pixel."""
+def sphere_image(camera: Camera, size: int = 64, radius: float = RADIUS, colour=lambda points: points / RADIUS * 0.4 + 0.5) -> np.ndarray:
+    """RGBA (size, size, 4) of a sphere about the origin, coloured by its points (..., 3), 3 x 3 samples a pixel."""
     from sap3d.cameras import rays
 
     fine = size * 3
     origins, directions = rays(camera.camera_from_world(), camera.fov_rad, fine, fine)
     half = -(origins * directions).sum(-1)
-    discriminant = half**2 - (origins**2).sum(-1) + RADIUS**2
+    discriminant = half**2 - (origins**2).sum(-1) + radius**2
     hit = discriminant > 0
     points = origins + directions * (half - np.sqrt(np.maximum(discriminant, 0)))[..., None]
-    rgba = np.concatenate([(points / RADIUS * 0.4 + 0.5) * hit[..., None], hit[..., None]], -1)
+    rgba = np.concatenate([colour(points) * hit[..., None], hit[..., None]], -1)
     rgba = rgba.reshape(size, 3, size, 3, 4).mean((1, 3))
     rgba[..., :3] /= np.maximum(rgba[..., 3:], 1e-6)
     return rgba.astype(np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from recon_scenes import full_occupancy, solid_field
+from recon_scenes import full_occupancy, solid_field, sphere_image
 
 from sap3d.cameras import FOV_RAD, Camera, protocol_test_cameras
 from sap3d.errors import InputError
@@ -17,13 +17,13 @@ mesh = importlib.import_module("3D_Recon.threestudio.mesh")
 views = importlib.import_module("3D_Recon.threestudio.views")
 
 
-def carved(solid, cells=48, size=96, colour=None):
+def carved(solid, cells=48, size=96, colour=None, slack=0.0):
     field = solid_field(solid, 48**3, colour=colour)
     occupancy = full_occupancy(field.bounds, 32)
     occupancy.update(field)
     cameras = {name: camera for k, (name, camera) in enumerate(protocol_test_cameras().items()) if k % 2 == 0}
     depths = {name: views.render_view(field, occupancy, camera, size).depth for name, camera in cameras.items()}
-    return field, occupancy, mesh.carve(occupancy, depths, cameras, cells)
+    return field, occupancy, mesh.carve(occupancy, depths, cameras, cells, slack)
 
 
 @pytest.fixture(scope="module")
@@ -120,21 +120,8 @@ def test_surface_has_the_fields_colours(sphere, sphere_mesh, kind, tmp_path):
 
 
 # --- colours from the photos ------------------------------------------------------------------------------------------
-def striped_ball(camera: Camera, size: int = 256) -> np.ndarray:
-    """RGBA of a ball of radius 0.35 about the origin with stripes along z, finer than the field of these tests can hold."""
-    from sap3d.cameras import rays
-
-    origins, directions = rays(camera.camera_from_world(), FOV_RAD, size, size)
-    origin = origins[0, 0]
-    along = -(directions @ origin)
-    square = along**2 - (origin @ origin - 0.35**2)
-    point = origin + (along - np.sqrt(np.maximum(square, 0)))[..., None] * directions
-    image = np.repeat(stripes(point)[..., None], 4, -1)
-    image[..., 3] = square > 0
-    return image.astype(np.float32)
-
-
 def stripes(points: np.ndarray) -> np.ndarray:
+    """Along z, finer than the field of these tests can hold."""
     return 0.5 + 0.4 * np.sin(points[..., 2] * 150)
 
 
@@ -143,7 +130,7 @@ def test_texture_comes_from_the_photos_where_they_see_the_surface(sphere):
     vertices, faces = mesh.extract(values, origin, spacing, 20000)
     vertices = vertices * (0.35 / np.linalg.norm(vertices, axis=1, keepdims=True))
     cameras = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(0, 60)}
-    photos = {name: striped_ball(camera) for name, camera in cameras.items()}
+    photos = {name: sphere_image(camera, 256, 0.35, lambda points: stripes(points)[..., None].repeat(3, -1)) for name, camera in cameras.items()}
     normals = vertices / 0.35
     colours, share = mesh.photo_colours(vertices, normals, vertices, faces, photos, cameras)
     seen = share == 1
@@ -171,8 +158,5 @@ def test_a_photo_colours_nothing_behind_something_else_or_beside_its_mask():
 
 def test_slack_puts_the_surface_further_out():
     solid = lambda p: p.norm(dim=-1) - 0.35  # noqa: E731
-    field, occupancy, _ = carved(solid)
-    cameras = dict(list(protocol_test_cameras().items())[::2])
-    depths = {name: views.render_view(field, occupancy, camera, 96).depth for name, camera in cameras.items()}
-    radii = [np.linalg.norm(mesh.extract(*mesh.carve(occupancy, depths, cameras, 48, slack), 3000)[0], axis=1).mean() for slack in (0.0, 0.02)]
+    radii = [np.linalg.norm(mesh.extract(*carved(solid, slack=slack)[2], 3000)[0], axis=1).mean() for slack in (0.0, 0.02)]
     assert 0.005 < radii[1] - radii[0] < 0.02  # less than the slack: rays that miss the object still carve

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from .regularisers import add_variation_gradient
 
+VARIATION_LIMITS = (1.0, 0.5, 0.5, 0.5)  # of density and colours, raw: larger differences cost linearly (see regularisers)
 DENSITY_UNIT = 40.0  # density at softplus(raw) = 1, per object length: a raw value of 1 is opaque within some 0.03
 
 
@@ -112,7 +113,7 @@ class DenseGrid(Field):
 
     def add_variation_gradient(self, density_weight, colour_weight, local=None, generator=None):
         weights = torch.tensor([density_weight] + [colour_weight] * 3, device=self.values.device)
-        limits = torch.tensor([1.0, 0.5, 0.5, 0.5], device=self.values.device)  # of raw values: see regularisers
+        limits = torch.tensor(VARIATION_LIMITS, device=self.values.device)
         if local is not None:
             local = F.interpolate(local.permute(2, 1, 0)[None, None], self.values.shape[2:], mode="trilinear")
         add_variation_gradient(self.values, weights, limits, local)
@@ -224,7 +225,7 @@ class HashGrid(Field):
         points = low + unit * (high - low - voxel)
         sides = torch.cat([points[None], points[None] + voxel * torch.eye(3, device=low.device)[:, None]]).reshape(-1, 3)
         raw = self._raw(sides).view(4, self.PROBES, 4)
-        weights, limits = torch.tensor([density_weight] + [colour_weight] * 3).to(low), torch.tensor([1.0, 0.5, 0.5, 0.5]).to(low)
+        weights, limits = torch.tensor([density_weight] + [colour_weight] * 3).to(low), torch.tensor(VARIATION_LIMITS).to(low)
         size = (raw[1:] - raw[:1]).abs()
         huber = torch.where(size < limits, 0.5 * size.square(), limits * (size - 0.5 * limits)) * weights
         if local is not None:

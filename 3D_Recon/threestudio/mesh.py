@@ -136,12 +136,11 @@ def photo_colours(points, normals, vertices, faces, photos: Mapping[str, np.ndar
     at which they look at the surface, to a high power: nearly the best one alone, as mixtures of inexact cameras are blurred,
     yet without a seam where another becomes the best. Points seen at a grazing angle are believed less, by ``GRAZING``.
     """
-    from embreex.mesh_construction import TriangleMesh
-    from embreex.rtcore_scene import EmbreeScene
     from scipy import ndimage
 
-    surface = EmbreeScene()
-    TriangleMesh(surface, np.ascontiguousarray(vertices[faces], np.float32))
+    from sap3d.metrics.shape import RaySurface
+
+    surface = RaySurface(vertices, faces)
     total, weights, best = np.zeros((len(points), 3)), np.zeros(len(points)), np.zeros(len(points))
     for name, photo in photos.items():
         camera, size = cameras[name], photo.shape[0]
@@ -150,7 +149,7 @@ def photo_colours(points, normals, vertices, faces, photos: Mapping[str, np.ndar
         offset = points - centre
         distance = np.linalg.norm(offset, axis=1)
         cosine = -(offset * normals).sum(1) / distance
-        hit = surface.run(np.tile(centre, (len(points), 1)).astype(np.float32), (offset / distance[:, None]).astype(np.float32), query="DISTANCE")
+        hit = surface.distance(np.tile(centre, (len(points), 1)), offset / distance[:, None])
         local = points @ pose[:, :3].T + pose[:, 3]
         half = -local[:, 2] * np.tan(camera.fov_rad / 2)
         place = np.stack([(1 - local[:, 1] / half) * (size / 2) - 0.5, (local[:, 0] / half + 1) * (size / 2) - 0.5])  # row, column
@@ -178,11 +177,13 @@ def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.nda
     solid, normals = (vertices, faces), np.array(trimesh.Trimesh(vertices, faces, process=False).vertex_normals)
 
     def colours_of(points, directions):
-        colours = surface_colours(field, occupancy, points, directions, 2 * voxel, 0.08)
         if not photos:
-            return colours
-        sharp, share = photo_colours(points, directions, *solid, photos, cameras)
-        return colours + share[:, None] * (sharp - colours)
+            return surface_colours(field, occupancy, points, directions, 2 * voxel, 0.08)
+        colours, share = photo_colours(points, directions, *solid, photos, cameras)
+        rest = share < 1  # where the field counts too
+        soft = surface_colours(field, occupancy, points[rest], directions[rest], 2 * voxel, 0.08)
+        colours[rest] = soft + share[rest, None] * (colours[rest] - soft)
+        return colours
 
     if texture == "vertex":
         return TexturedMesh(vertices, faces, colours=colours_of(vertices, normals))

@@ -276,7 +276,7 @@ class Reconstruction:
         """Take up the state of a checkpoint; False (and nothing changed) when it is damaged or of another run."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            if state["fingerprint"] != fingerprint or "field" not in state:
+            if state["fingerprint"] != fingerprint:
                 return False
         except Exception:  # a damaged file raises nearly anything; the run then starts from the beginning
             return False
