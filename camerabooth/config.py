@@ -43,6 +43,7 @@ class BoothConfig:
     guidance_scale: float = 1.0
     # The photos that condition a step: all of them at once, or one: near (nearer is likelier), nearest, random or first.
     condition_strategy: str = "auto"  # auto takes all where the model has a plane sweep, else near
+    symmetry: bool = True  # mirrored photos condition too, where stage 1 has found a mirror plane (sap3d/symmetry.py)
     nvs_batch_size: int = 12  # views denoised together
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 

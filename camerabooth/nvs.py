@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Mapping
 
 import numpy as np
@@ -14,7 +15,8 @@ from sap3d.cameras import Camera
 from sap3d.config import resolve_device
 from sap3d.images import resize
 from sap3d.progress import Progress
-from sap3d.scene import BUNDLED_ZERO123, Scene
+from sap3d.scene import BUNDLED_ZERO123, Scene, read_cameras, read_mirror_plane
+from sap3d.symmetry import mirrored_views
 from sap3d.zero123 import Zero123, load_personal, load_zero123
 from sap3d.zero123.memory import DTYPES, check_card, prepare
 from sap3d.zero123.sampler import sample_views
@@ -27,6 +29,14 @@ def personal_model(scene: Scene, config: BoothConfig) -> Zero123:
     model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
     prepare(model, device, config.vae_slicing, config.offload)
     return model
+
+
+def conditions(photos: Mapping[str, np.ndarray], camera_file: Path, config: BoothConfig) -> tuple[dict[str, np.ndarray], dict[str, Camera]]:
+    """What novel views are conditioned on: the photos (S, S, 4) and their cameras, and mirrored ones of an object with a mirror plane."""
+    cameras = read_cameras(camera_file)
+    cameras = {name: cameras[name] for name in photos}
+    images, mirrored = mirrored_views(photos, cameras, read_mirror_plane(camera_file) if config.symmetry else None)
+    return {**photos, **images}, cameras | mirrored
 
 
 def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import contact_sheet, input_files, load_input_views, save_image, write_video
-from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, read_confidence, stage_complete, write_cameras, write_json, write_text
+from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, read_confidence, read_mirror_plane, stage_complete, write_cameras, write_json, write_text
 from sap3d.stage import run_stage
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
@@ -74,10 +74,11 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     """Test-time training; without it (one view, or ``train=false``) the initial cameras are passed on."""
     folder = scene.personal_dir
     folder.mkdir(parents=True, exist_ok=True)
+    plane = read_mirror_plane(scene.initial_cameras)
     if len(images) < 2 or not config.train:
         (folder / "personal.safetensors").unlink(missing_ok=True)
         print("camerabooth: " + ("one view has no pairs to train on" if config.train else "train=false") + "; the base model is used")
-        write_cameras(scene.refined_cameras, initial)
+        write_cameras(scene.refined_cameras, initial, mirror_plane_azimuth_rad=plane)
         return
     from camerabooth.camera_table import CameraTable, freedom_of
     from camerabooth.regulariser import choose_regularisers
@@ -107,7 +108,7 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     write_text(folder / "loss.csv", _csv(["step", "loss"], enumerate(fitted["losses"])))
     write_json(folder / "regularisers.json", [item.uid for item in regularisers])
     write_json(folder / "camera_changes.json", _changes(initial, refined))
-    write_cameras(scene.refined_cameras, refined)
+    write_cameras(scene.refined_cameras, refined, mirror_plane_azimuth_rad=plane)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -146,16 +147,16 @@ def _changes(initial: dict, refined: dict) -> dict:
 
 def render(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray]) -> None:
     """The 84 views of the protocol, the condition images, a contact sheet and a video along the middle row."""
-    from camerabooth.nvs import novel_views, personal_model
+    from camerabooth.nvs import conditions, novel_views, personal_model
     from sap3d.zero123.photos import photos_over_white
 
     _device(config)
     model = personal_model(scene, config)
-    cameras = read_cameras(scene.refined_cameras)
     targets = protocol_test_cameras()
-    views = novel_views(model, photos_over_white(images).to(model.device), {name: cameras[name] for name in images}, targets, config)
+    conditioning, cameras = conditions(images, scene.refined_cameras, config)
+    views = novel_views(model, photos_over_white(conditioning).to(model.device), cameras, targets, config)
     with atomic_dir(scene.nvs_dir) as folder:
-        for name, image in images.items():
+        for name, image in conditioning.items():
             save_image(folder / "conds" / f"{name}.png", image)
         for name, view in views.items():
             save_image(folder / "preds" / f"{name}.png", view)

@@ -131,17 +131,25 @@ class Consistency:
 
     def _surface(self, i: int, rotation: torch.Tensor, centre: torch.Tensor):
         """First points (K, M, 3) of the rays of photo i inside the hull, their depths (K, M) and whether there are any (K, M)."""
-        n = rotation.shape[1]
+        inside, point, depth = self.inside(i, rotation, centre)
+        first = inside.to(torch.uint8).argmax(2)
+        surface = torch.gather(point, 2, first[:, :, None, None].expand(-1, -1, 1, 3))[:, :, 0]
+        return surface, torch.gather(depth, 1, first), inside.any(2)
+
+    def inside(self, i: int, rotation: torch.Tensor, centre: torch.Tensor):
+        """Which points of the rays of photo i lie in the hull of the other photos (K, M, D), the points (K, M, D, 3) and their depths (K, D)."""
         depth = centre[:, i].norm(dim=-1, keepdim=True) + self.depth  # (K, D)
         direction = self.direction[i] @ rotation[:, i]  # (K, M, 3)
         point = centre[:, i, None, None] + direction[:, :, None] * depth[:, None, :, None]
         inside = torch.ones(point.shape[:3], dtype=torch.bool)
-        for j in range(n):
+        for j in range(rotation.shape[1]):
             if j != i:
-                inside &= self.mask[self._project(point.flatten(1, 2), rotation, centre, j)[0]].reshape(inside.shape)
-        first = inside.to(torch.uint8).argmax(2)
-        surface = torch.gather(point, 2, first[:, :, None, None].expand(-1, -1, 1, 3))[:, :, 0]
-        return surface, torch.gather(depth, 1, first), inside.any(2)
+                inside &= self.within(point.flatten(1, 2), rotation, centre, j).reshape(inside.shape)
+        return inside, point, depth
+
+    def within(self, point: torch.Tensor, rotation: torch.Tensor, centre: torch.Tensor, j: int) -> torch.Tensor:
+        """Whether photo j shows object where world points (K, Q, 3) lie: (K, Q)."""
+        return self.mask[self._project(point, rotation, centre, j)[0]]
 
     def _project(self, point: torch.Tensor, rotation: torch.Tensor, centre: torch.Tensor, j: int):
         """World points (K, Q, 3) in photo j: flat pixel among all photos', cell of the grid of rays, depth; each (K, Q)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from relposepp import rotations as rot
 from relposepp.config import RelPoseConfig
 from relposepp.inference import Grid, Hypothesis, NetworkScores, PairScores, Tables, search_look_at, search_so3
+from relposepp.symmetry import Symmetry
 from sap3d.cameras import FOV_RAD, RADIUS, Camera, rotation_angle_deg
 from sap3d.errors import InputError
 from sap3d.images import resize
@@ -18,6 +19,11 @@ RADIUS_RANGE = (0.9, 3.0)  # what the translation head may say, in object length
 WELL_CONDITIONED = 0.2  # common_up_axis below this: azimuths are nearly equal or opposite
 PROPOSALS = 24  # configurations by the network alone
 AGREEMENT_DEG = 20.0  # hypotheses agree about a view within this angle
+SYMMETRY_WORTH = 2.0  # log-likelihood ratio of a configuration whose outlines allow a mirror plane
+SYMMETRY_MISSED = 0.005  # share of rays that miss the mirrored hull at which nothing of that is left
+SYMMETRY_CANDIDATES = 24  # configurations whose planes are looked for
+# The same share up to which stages 2 and 3 take mirrored photos. With two, half of the object is unseen, and half right is better than nothing.
+ACCEPTED_MISSED, ACCEPTED_MISSED_TWO = 0.012, 0.03
 
 
 @dataclass
@@ -26,7 +32,7 @@ class Estimate:
 
     confidence: a view, in [0, 1]: the share of the hypotheses' probability that puts the view within 20 degrees of the
     chosen place, relative to the first view. checks: facts for the report. turn_rad (N, 3): how the photos have to be turned for the
-    cameras to look at the origin without roll (sap3d.images.turn_photo), None where they do.
+    cameras to look at the origin without roll (sap3d.images.turn_photo), None where they do. mirror_plane_rad: azimuth of the object's mirror plane, where it has one.
     """
 
     cameras: list[Camera]
@@ -36,6 +42,7 @@ class Estimate:
     radius: np.ndarray
     checks: dict = field(default_factory=dict)
     turn_rad: np.ndarray | None = None
+    mirror_plane_rad: float | None = None
 
 
 def network_inputs(images: list[np.ndarray], size: int, cropped: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +104,39 @@ def radius_of(network, features) -> np.ndarray:
 def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None) -> Estimate:
     """Search by the scores of the pairs alone, or with ``rerank`` by the outlines, judged by all that the photos say; and report."""
     proposals = propose(scores, config)
+    symmetry = Symmetry(images, handheld_fov_rad) if config.symmetry and scores.views > 1 else None
     if config.rerank and scores.views > 1:
         proposals = reranker_of(scores, images, config, handheld_fov_rad).run(proposals)
-    return finish(proposals, radius, scores, config, handheld_fov_rad)
+        if symmetry:
+            proposals = symmetric_first(proposals, symmetry)
+    found = finish(proposals, radius, scores, config, handheld_fov_rad)
+    if symmetry:
+        found.mirror_plane_rad, facts = accepted_plane(symmetry, found.cameras, found.turn_rad)
+        found.checks |= facts
+    return found
+
+
+def symmetric_first(hypotheses: list[Hypothesis], symmetry: Symmetry) -> list[Hypothesis]:
+    """The hypotheses, best first, with what a mirror plane is worth added to their scores.
+
+    Most things have one. The right cameras then have a plane for which hull and mirrored hull fill the outlines; wrong ones seldom do. Where
+    the object has none, no configuration does, and all lose the same.
+    """
+    kept = [h for h in hypotheses if h.score > hypotheses[0].score - SYMMETRY_WORTH][:SYMMETRY_CANDIDATES]
+    pose = [np.stack([getattr(h, name) for h in kept]) for name in ("elevation_rad", "azimuth_rad", "radius")]
+    turn = None if kept[0].turn_rad is None else np.stack([h.turn_rad for h in kept])
+    missed = symmetry.missed(*pose, np.deg2rad(np.arange(0, 180, symmetry.STEP_DEG)), turn).min(1)
+    gained = SYMMETRY_WORTH * (1 - np.minimum(missed / SYMMETRY_MISSED, 1))
+    scored = [replace(h, score=h.score + gain) for h, gain in zip(kept, gained)] + hypotheses[len(kept) :]
+    return sorted(scored, key=lambda h: -h.score)
+
+
+def accepted_plane(symmetry: Symmetry, cameras: list[Camera], turn_rad: np.ndarray | None = None) -> tuple[float | None, dict]:
+    """Azimuth, radians, of the best mirror plane if the photos bear it out well enough for stages 2 and 3, else None; and facts for the report."""
+    plane = symmetry.best(*np.array([[np.pi / 2 - c.polar_rad, c.azimuth_rad, c.radius] for c in cameras]).T, turn_rad)
+    accepted = plane.missed <= (ACCEPTED_MISSED_TWO if len(cameras) == 2 else ACCEPTED_MISSED)
+    facts = {"azimuth_deg": round(float(np.rad2deg(plane.azimuth_rad)), 2), "missed": round(plane.missed, 4), "colours": round(plane.colours, 3)}
+    return plane.azimuth_rad if accepted else None, {"mirror_plane": facts}
 
 
 def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None):

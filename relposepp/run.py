@@ -16,7 +16,7 @@ from sap3d.cameras import FOV_RAD
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import fields_of_view, load_input_views
-from sap3d.scene import Scene, completion_record, stage_complete, write_cameras
+from sap3d.scene import Scene, completion_record, read_cameras, stage_complete, write_cameras
 from sap3d.stage import run_stage
 
 
@@ -30,7 +30,13 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     if config.aim == "free" and handheld is None:
         handheld = [FOV_RAD] * len(photos)
     inputs = {name: _photo_path(scene, name) for name in photos}
-    inputs["weights"] = _weights_folder(config)
+    given = read_cameras(Path(config.cameras)) if config.cameras else None
+    if given is not None and not set(photos) <= set(given):
+        raise InputError(f"{config.cameras}: has no camera for view {min(set(photos) - set(given))}")
+    if given is None:
+        inputs["weights"] = _weights_folder(config)
+    else:
+        inputs["cameras"] = Path(config.cameras)
     for name in photos:
         mask = scene.train_dir / "masks" / f"{name}.png"
         if mask.is_file():
@@ -38,6 +44,11 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     if handheld:
         inputs["import"] = scene.train_dir / "photos.json"
     if stage_complete(record, as_dict(config), inputs, [output]):
+        return output
+
+    if given is not None:
+        with completion_record(record, "relposepp", as_dict(config), inputs):
+            _pass_on(scene, {name: given[name] for name in photos}, list(photos.values()), config)
         return output
 
     from relposepp.estimate import estimate  # PyTorch is imported only when there is work to do
@@ -52,12 +63,22 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
             output,
             dict(zip(names, result.cameras)),
             None if result.turn_rad is None else dict(zip(names, result.turn_rad)),
+            result.mirror_plane_rad,
             confidence={name: round(float(c), 4) for name, c in zip(names, result.confidence)},
             hypotheses=[_hypothesis_entry(names, h, p) for h, p in zip(result.hypotheses, result.probabilities)],
             checks=result.checks,
         )
         extra["confidence"] = float(np.mean(result.confidence))
     return output
+
+
+def _pass_on(scene: Scene, cameras: dict, images: list[np.ndarray], config: RelPoseConfig) -> None:
+    """Write given cameras as the stage's own, with the object's mirror plane if it has one."""
+    from relposepp.estimate import accepted_plane
+    from relposepp.symmetry import Symmetry
+
+    plane, facts = accepted_plane(Symmetry(images, [c.fov_rad for c in cameras.values()]), list(cameras.values())) if config.symmetry and len(images) > 1 else (None, {})
+    write_cameras(scene.initial_cameras, cameras, None, plane, checks=facts, source=config.cameras)
 
 
 def check(config: RelPoseConfig) -> None:

@@ -123,10 +123,12 @@ class Scene:
 
 
 # --- cameras on disk --------------------------------------------------------------------------------------------------
-def write_cameras(path: Path, cameras: Mapping[str, Camera], turns: Mapping[str, np.ndarray] | None = None, **extra) -> None:
+def write_cameras(path: Path, cameras: Mapping[str, Camera], turns: Mapping[str, np.ndarray] | None = None, mirror_plane_azimuth_rad: float | None = None,
+                  **extra) -> None:  # fmt: skip
     """Write cameras keyed by view name as YAML (degrees, object lengths); ``extra`` are further top-level entries.
 
-    turns: a view's (3,) radians by which its photo's camera is turned against the camera (``read_turns``).
+    turns: a view's (3,) radians by which its photo's camera is turned against the camera (``read_turns``). mirror_plane_azimuth_rad: of the
+    object (``read_mirror_plane``).
     """
     views = {
         name: {
@@ -139,7 +141,8 @@ def write_cameras(path: Path, cameras: Mapping[str, Camera], turns: Mapping[str,
     }
     for name, turn in (turns or {}).items():
         views[name]["turn_deg"] = [round(float(angle), 6) for angle in np.rad2deg(turn)]
-    write_text(path, yaml.safe_dump({"views": views, **extra}, sort_keys=False))
+    plane = {} if mirror_plane_azimuth_rad is None else {"mirror_plane": {"azimuth_deg": round(float(np.rad2deg(mirror_plane_azimuth_rad)), 4)}}
+    write_text(path, yaml.safe_dump({"views": views, **plane, **extra}, sort_keys=False))
 
 
 def read_cameras(path: Path) -> dict[str, Camera]:
@@ -164,6 +167,19 @@ def read_turns(path: Path) -> dict[str, np.ndarray]:
     if not all(turn.shape == (3,) and (np.abs(turn) < 0.6).all() for turn in found.values()):
         raise InputError(f"{path}: turn_deg must be three angles of less than 34 degrees; delete the file and run the stage again")
     return found
+
+
+def read_mirror_plane(path: Path) -> float | None:
+    """Azimuth, radians, of the vertical mirror plane through the origin that a camera file gives the object; None where it gives none."""
+    read_cameras(path)
+    plane = yaml.safe_load(path.read_text()).get("mirror_plane")
+    try:
+        azimuth = None if plane is None else float(np.deg2rad(float(plane["azimuth_deg"])))
+    except (TypeError, ValueError, KeyError):
+        azimuth = np.inf
+    if azimuth is not None and not np.isfinite(azimuth):
+        raise InputError(f"{path}: mirror_plane needs a number azimuth_deg; delete the entry, or the file and run the stage again")
+    return azimuth
 
 
 def read_confidence(path: Path) -> dict[str, float]:

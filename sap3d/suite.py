@@ -122,14 +122,16 @@ def share_outputs(source: Scene, target: Scene, stage: str) -> None:
             shutil.copy2(path, copy)
 
 
-def write_true_cameras(scene: Scene) -> None:
-    """The true input cameras as stage 1's output: an oracle that tells what better cameras would give."""
+def write_true_cameras(scene: Scene) -> Path:
+    """The true input cameras as a file for stage 1 to pass on: an oracle that tells what better cameras would give."""
     paths = sorted(scene.truth_poses_dir.glob("*.npy"))[: scene.views]
     if len(paths) < scene.views:
         raise InputError(f"{scene.truth_poses_dir}: {len(paths)} true cameras where {scene.views} are needed")
     cameras = {path.stem: camera_from_pose(np.load(path, allow_pickle=False)) for path in paths}
     first = next(iter(cameras.values())).azimuth_rad
-    write_cameras(scene.initial_cameras, {name: camera.with_azimuth_offset(-first) for name, camera in cameras.items()}, source="ground truth")
+    path = scene.root / "true_cameras" / scene.type / f"{scene.object}_view_{scene.views}.yaml"
+    write_cameras(path, {name: camera.with_azimuth_offset(-first) for name, camera in cameras.items()}, source="ground truth")
+    return path
 
 
 def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: bool) -> dict:
@@ -143,10 +145,9 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     for stage in STAGES:
         if stage in variant.share:
             share_outputs(Scene(suite.type, object_, views, variant_root(name, variant.share_from)), scene, stage)
-        elif stage == "relposepp" and variant.cameras == "true":
-            write_true_cameras(scene)
-        elif stage in variant.stages:
-            wall[stage] = run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, [])])
+        elif stage in variant.stages or (stage == "relposepp" and variant.cameras == "true"):
+            given = [f"cameras={write_true_cameras(scene)}"] if stage == "relposepp" and variant.cameras == "true" else []
+            wall[stage] = run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, []), *given])
     wall["evaluate"] = run_program(scene, "sap3d.evaluate", list(suite.evaluation))
     result = load_results(scene.results_dir / "results.json")
     print("\n".join(f"    {line}" for line in summary_lines(result)), flush=True)

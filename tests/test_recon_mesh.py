@@ -138,7 +138,7 @@ def test_texture_comes_from_the_photos_where_they_see_the_surface(sphere):
     away = normals @ cameras["000"].center() < -0.2
     away &= normals @ cameras["001"].center() < -0.2
     assert away.mean() > 0.2 and share[away].max() == 0  # what no photo sees is left to the field
-    coloured = mesh.bake(field, occupancy, vertices, faces, 64, "vertex", photos, cameras)
+    coloured = mesh.bake(field, occupancy, vertices, faces, 64, "vertex", [(photos, cameras)])
     plain = mesh.bake(field, occupancy, vertices, faces, 64, "vertex")
     assert np.allclose(coloured.colours[away], plain.colours[away]) and np.abs(coloured.colours[seen] - colours[seen]).max() < 0.05
 

@@ -43,6 +43,10 @@ class ReconConfig:
     refine_cameras: bool = False  # correct polar angle, azimuth and radius by the photo losses
     camera_rate: float = 1e-3  # radians (and object lengths) a step, Adam
 
+    # Mirrored photos, where stage 1 has found a mirror plane (sap3d/symmetry.py)
+    mirror_weight: float = 1.0  # of their losses, beside 1 of the photos', where no photo sees; 0: none
+    mirror_where_seen: float = 0.01  # factor on it where a photo does
+
     # What the prior is worth falls with the number of photos N. With the bundled model it gains more than a decibel with two
     # photos, and with five it costs half of one and roughens smooth surfaces unless it counts little (docs/log.md).
     prior_exponent: float = 3.0  # warm start divided by N, likeness and score distillation by max(1, N / 2), to this power
@@ -119,7 +123,7 @@ def check_config(config: ReconConfig) -> None:
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
     for name, low, high in (
-        ("mesh_slack", 0, 10), ("prior_exponent", 0, 10), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
+        ("mesh_slack", 0, 10), ("prior_exponent", 0, 10), ("mirror_weight", 0, 1e3), ("mirror_where_seen", 0, 1), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
         ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("likeness_size", 32, 1024), ("likeness_weight", 0, 1e3), ("likeness_start", 0, 1), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
     ):  # fmt: skip
         if not low <= getattr(config, name) <= high:

@@ -59,8 +59,11 @@ def export_mesh(scene: Scene, config: ReconConfig, recon: Reconstruction, views:
     vertices, faces = meshes.extract(values, origin, spacing, config.mesh_faces)
     solid = trimesh.Trimesh(vertices, faces, process=False)
     cameras = recon.cameras.current()
-    photos = dict(zip(cameras, recon.images)) if config.photos and config.texture_from_photos else None
-    mesh = meshes.bake(recon.field, recon.occupancy, vertices, faces, config.texture_size, config.texture, photos, cameras)
+    sources = [(dict(zip(cameras, recon.images)), cameras)]
+    if recon.mirrored_cameras is not None:
+        mirrored = recon.mirrored_cameras.current()
+        sources.append((dict(zip(mirrored, recon.mirrored_images)), mirrored))
+    mesh = meshes.bake(recon.field, recon.occupancy, vertices, faces, config.texture_size, config.texture, sources if config.photos and config.texture_from_photos else ())
     meshes.write_obj(folder, mesh)
     meshes.write_glb(folder / "model.glb", mesh)
     poses = [camera.camera_from_world() for camera in turntable_cameras(6)]

@@ -14,7 +14,7 @@ from sap3d.cameras import protocol_test_cameras
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import SUFFIXES, load_input_views
-from sap3d.scene import Scene, completion_record, file_hash, read_cameras, read_turns, stage_complete, write_cameras, write_json
+from sap3d.scene import Scene, completion_record, file_hash, read_cameras, read_mirror_plane, read_turns, stage_complete, write_cameras, write_json
 from sap3d.stage import run_stage
 from sap3d.tensorboard import EventLog, scene_log_folder
 
@@ -89,7 +89,7 @@ def _reconstruction(scene, config, photos, cameras):
         model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
         prepare(model, device, config.vae_slicing, config.offload)
         model.requires_grad_(False)
-    return Reconstruction(photos, cameras, config, novel_views, model, device)
+    return Reconstruction(photos, cameras, config, novel_views, model, device, read_mirror_plane(_camera_file(scene, config)))
 
 
 def _camera_file(scene: Scene, config: ReconConfig) -> Path:

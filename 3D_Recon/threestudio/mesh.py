@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -164,12 +164,11 @@ def photo_colours(points, normals, vertices, faces, photos: Mapping[str, np.ndar
     return (total / np.maximum(weights, 1e-12)[:, None]).clip(0, 1).astype(np.float32), ((best - low) / (high - low)).clip(0, 1).astype(np.float32)
 
 
-def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.ndarray, size: int, texture: str = "uv", photos: Mapping | None = None,
-         cameras: Mapping[str, Camera] | None = None) -> TexturedMesh:  # fmt: skip
+def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.ndarray, size: int, texture: str = "uv", sources: Sequence[tuple[Mapping, Mapping]] = ()) -> TexturedMesh:
     """Colour a mesh: an atlas of charts (xatlas) with a texture of ``size``, or colours of the vertices.
 
-    Colours are the field's; where ``photos`` (RGBA (S, S, 4) by name, with their ``cameras``) see the surface, theirs, which are
-    sharper, blended into the field's towards grazing angles.
+    Colours are the field's; where photos see the surface, theirs, which are sharper, blended into the field's towards grazing angles.
+    sources: pairs of photos (RGBA (S, S, 4) by name) and cameras; what the first ones see is not asked of the next ones.
     """
     import trimesh
 
@@ -177,12 +176,14 @@ def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.nda
     solid, normals = (vertices, faces), np.array(trimesh.Trimesh(vertices, faces, process=False).vertex_normals)
 
     def colours_of(points, directions):
-        if not photos:
-            return surface_colours(field, occupancy, points, directions, 2 * voxel, 0.08)
-        colours, share = photo_colours(points, directions, *solid, photos, cameras)
-        rest = share < 1  # where the field counts too
-        soft = surface_colours(field, occupancy, points[rest], directions[rest], 2 * voxel, 0.08)
-        colours[rest] = soft + share[rest, None] * (colours[rest] - soft)
+        colours, left = np.zeros((len(points), 3), np.float32), np.ones(len(points), np.float32)  # left: share of the colour that is still open
+        for photos, cameras in sources:
+            open_ = left > 0
+            found, share = photo_colours(points[open_], directions[open_], *solid, photos, cameras)
+            colours[open_] += (left[open_] * share)[:, None] * found
+            left[open_] *= 1 - share
+        open_ = left > 0
+        colours[open_] += left[open_, None] * surface_colours(field, occupancy, points[open_], directions[open_], 2 * voxel, 0.08)
         return colours
 
     if texture == "vertex":

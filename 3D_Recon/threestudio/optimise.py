@@ -15,6 +15,7 @@ from sap3d.cameras import RADIUS, Camera, protocol_test_cameras
 from sap3d.interrupt import finish_step_first
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
+from sap3d.symmetry import mirrored_views
 
 from .config import ReconConfig
 from .fields import FIELDS
@@ -31,13 +32,19 @@ class Reconstruction:
     """One object being reconstructed.
 
     photos: RGBA (S, S, 4) by view name; cameras: of the same names; novel_views: RGB of the 84 protocol cameras or None;
-    model: a Zero-1-to-3 model or None (no score distillation).
+    model: a Zero-1-to-3 model or None (no score distillation); mirror_plane: azimuth of the object's mirror plane, radians, or None.
     """
 
-    def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config: ReconConfig, novel_views=None, model=None, device="cpu"):
+    def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config: ReconConfig, novel_views=None, model=None, device="cpu",
+                 mirror_plane: float | None = None):  # fmt: skip
         self.config, self.device = config, device
         self.images = list(photos.values())
         table = CameraTable({name: cameras[name] for name in photos})
+        self.mirrored = self.mirrored_cameras = None
+        mirrored, mirrored_cameras = mirrored_views(photos, cameras, mirror_plane if config.photos and config.mirror_weight > 0 else None)
+        self.mirrored_images = list(mirrored.values())
+        if mirrored:
+            self.mirrored_cameras = CameraTable(mirrored_cameras).to(device)
         self.novel = self.novel_cameras = self.likeness = None
         if novel_views:
             protocol = protocol_test_cameras()
@@ -46,7 +53,7 @@ class Reconstruction:
             self.novel_all = pixel_bank(opaque, config.warm_start_size).to(device)
             large_enough = min(image.shape[0] for image in novel_views.values()) >= Likeness.SMALLEST
             self.likeness = Likeness(novel_views, config.likeness_size, device) if config.likeness_weight > 0 and large_enough else None
-        self.guidance = Guidance(model, photos, cameras, config) if model is not None else None
+        self.guidance = Guidance(model, {**photos, **mirrored}, {**cameras, **mirrored_cameras}, config) if model is not None else None
 
         whole = torch.tensor([[-config.box] * 3, [config.box] * 3])
         if config.photos:
@@ -118,6 +125,8 @@ class Reconstruction:
         if config.photos:
             losses.update(self._photo_losses())
             losses.update(self._free_losses())
+        if self.mirrored is not None:
+            losses["mirror"] = self._mirror_loss()
         if self.novel is not None:
             losses["warm"] = self._warm_start_loss(share)
         if losses:
@@ -153,6 +162,8 @@ class Reconstruction:
             groups.append({"params": [self.cameras.delta], "base": config.camera_rate})
         self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         self.photo_pixels = self._in_reach(pixel_bank(self.images, config.photo_sizes[level]).to(self.device), self.start_cameras)
+        if self.mirrored_cameras is not None:
+            self.mirrored = self._in_reach(pixel_bank(self.mirrored_images, config.photo_sizes[level]).to(self.device), self.mirrored_cameras)
         if self.novel_cameras is not None:
             self.novel = self._in_reach(self.novel_all, self.novel_cameras)
 
@@ -189,6 +200,17 @@ class Reconstruction:
         if config.distortion:
             losses["dist"] = config.distortion * distortion(seen, config.rays)
         return losses
+
+    def _mirror_loss(self) -> torch.Tensor:
+        """Colour and opacity of mirrored photos, for what the photos themselves do not show."""
+        config = self.config
+        pixels = self._draw(self.mirrored, max(1, config.rays // 2))
+        origins, directions = self.mirrored_cameras.rays(pixels.local, pixels.view)
+        seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
+        trust = prior_weight(seen, origins, directions, self.occupancy, self.seeing, config.mirror_where_seen, enough=1)
+        colour = (seen.colour - pixels.colour).square().mean(1)
+        opacity = (seen.opacity - pixels.alpha).square()
+        return config.mirror_weight * (trust * (colour + config.mask_weight * opacity)).mean()
 
     def _free_losses(self) -> dict[str, torch.Tensor]:
         """Regularisers on rays that no photo has, from all around to points in the box: they show the fog that photos do not."""

@@ -189,14 +189,14 @@ def count_seeing(field, occupancy: Occupancy, cameras: CameraTable, size: int = 
 
 
 @torch.no_grad()
-def prior_weight(rendering: Rendering, origins, directions, occupancy: Occupancy, seeing: torch.Tensor, where_seen: float) -> torch.Tensor:
-    """How much the prior counts on each ray (R,): 1 where no photo sees the surface, ``where_seen`` where two do.
+def prior_weight(rendering: Rendering, origins, directions, occupancy: Occupancy, seeing: torch.Tensor, where_seen: float, enough: int = 2) -> torch.Tensor:
+    """How much the prior counts on each ray (R,): 1 where no photo sees the surface, ``where_seen`` where ``enough`` of them do.
 
-    One photo fixes the colour but not the depth, so it counts for half of that, on a logarithmic scale. Rays that meet
-    nothing count as seen by one.
+    One photo fixes the colour but not the depth, so it counts for half of two, on a logarithmic scale. Rays that meet
+    nothing count half as seen.
     """
     cell = occupancy.flat_index(origins[rendering.ray], directions[rendering.ray], rendering.distance[:, None])[:, 0]
-    factor = where_seen ** (seeing.view(-1)[cell].clamp(max=2) / 2)
+    factor = where_seen ** (seeing.view(-1)[cell].clamp(max=enough) / enough)
     on_surface = torch.zeros(len(origins), device=origins.device).index_add(0, rendering.ray, rendering.weight * factor)
     return on_surface + (1 - rendering.opacity) * where_seen**0.5
 
