@@ -16,11 +16,21 @@ BALLS = (  # centre, radius, colour
 )
 
 
-def render(camera: Camera, size: int = 96) -> np.ndarray:
+def mirrored_balls(azimuth_rad: float, more=()):
+    """Balls with a mirror plane at an azimuth, and ``more``."""
+    normal = np.array([-np.sin(azimuth_rad), np.cos(azimuth_rad), 0.0])
+    along = np.array([np.cos(azimuth_rad), np.sin(azimuth_rad), 0.0])
+    balls = [(0.2 * along - [0, 0, 0.1], 0.2, (0.8, 0.2, 0.2)), (-0.28 * along + [0, 0, 0.2], 0.13, (0.9, 0.8, 0.1))]
+    for side in (1, -1):
+        balls += [(0.32 * side * normal - 0.05 * along, 0.12, (0.2, 0.7, 0.2)), (0.2 * side * normal + 0.1 * along + [0, 0, 0.26], 0.1, (0.2, 0.3, 0.9))]
+    return (*balls, *more)
+
+
+def render(camera: Camera, size: int = 96, balls=BALLS) -> np.ndarray:
     """Straight RGBA (size, size, 4) of the balls."""
     origins, directions = rays(camera.camera_from_world(), FOV_RAD, size, size)
     image, nearest = np.zeros((size, size, 4), np.float32), np.full((size, size), np.inf)
-    for centre, radius, colour in BALLS:
+    for centre, radius, colour in balls:
         to = origins - np.array(centre)
         b = (to * directions).sum(-1)
         inside = b * b - ((to * to).sum(-1) - radius**2)
@@ -31,10 +41,10 @@ def render(camera: Camera, size: int = 96) -> np.ndarray:
     return image
 
 
-def write_scene(root, cameras: list[Camera], type_: str = "Balls", name: str = "balls", size: int = 96) -> None:
+def write_scene(root, cameras: list[Camera], type_: str = "Balls", name: str = "balls", size: int = 96, balls=BALLS) -> None:
     """The photos of a scene in the data layout, without poses."""
     for k, camera in enumerate(cameras):
-        save_image(root / "dataset" / "data" / "train" / type_ / name / "images" / f"{k:03d}.png", render(camera, size))
+        save_image(root / "dataset" / "data" / "train" / type_ / name / "images" / f"{k:03d}.png", render(camera, size, balls))
 
 
 class TrueScores:
