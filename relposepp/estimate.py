@@ -22,8 +22,7 @@ AGREEMENT_DEG = 20.0  # hypotheses agree about a view within this angle
 SYMMETRY_WORTH = 2.0  # log-likelihood ratio of a configuration whose outlines allow a mirror plane
 SYMMETRY_MISSED = 0.005  # share of rays that miss the mirrored hull at which nothing of that is left
 SYMMETRY_CANDIDATES = 24  # configurations whose planes are looked for
-# The same share up to which stages 2 and 3 take mirrored photos. With two, half of the object is unseen, and half right is better than nothing.
-ACCEPTED_MISSED, ACCEPTED_MISSED_TWO = 0.012, 0.03
+ACCEPTED_MISSED = 0.012  # the same share up to which stages 2 and 3 take mirrored photos
 
 
 @dataclass
@@ -134,9 +133,8 @@ def symmetric_first(hypotheses: list[Hypothesis], symmetry: Symmetry) -> list[Hy
 def accepted_plane(symmetry: Symmetry, cameras: list[Camera], turn_rad: np.ndarray | None = None) -> tuple[float | None, dict]:
     """Azimuth, radians, of the best mirror plane if the photos bear it out well enough for stages 2 and 3, else None; and facts for the report."""
     plane = symmetry.best(*np.array([[np.pi / 2 - c.polar_rad, c.azimuth_rad, c.radius] for c in cameras]).T, turn_rad)
-    accepted = plane.missed <= (ACCEPTED_MISSED_TWO if len(cameras) == 2 else ACCEPTED_MISSED)
     facts = {"azimuth_deg": round(float(np.rad2deg(plane.azimuth_rad)), 2), "missed": round(plane.missed, 4), "colours": round(plane.colours, 3)}
-    return plane.azimuth_rad if accepted else None, {"mirror_plane": facts}
+    return plane.azimuth_rad if plane.missed <= ACCEPTED_MISSED else None, {"mirror_plane": facts}
 
 
 def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None):
