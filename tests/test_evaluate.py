@@ -268,7 +268,8 @@ scene = Scene(a.type, a.object, a.views)
 if "fail" in a.settings:
     sys.exit("error: asked to fail")
 if not scene.initial_cameras.is_file():
-    write_cameras(scene.initial_cameras, {f"{k:03d}": Camera.from_degrees(10, 100 * k) for k in range(a.views)})
+    given = [text.split("=", 1)[1] for text in a.settings if text.startswith("cameras=")]
+    write_cameras(scene.initial_cameras, read_cameras(pathlib.Path(given[0])) if given else {f"{k:03d}": Camera.from_degrees(10, 100 * k) for k in range(a.views)})
 else:
     with completion_record(scene.nvs_dir / "record.json", "camerabooth", {}, {}):
         for path in (scene.truth_test_dir / "images").glob("*.png"):
