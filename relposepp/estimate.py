@@ -103,11 +103,13 @@ def radius_of(network, features) -> np.ndarray:
 def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None) -> Estimate:
     """Search by the scores of the pairs alone, or with ``rerank`` by the outlines, judged by all that the photos say; and report."""
     proposals = propose(scores, config)
-    symmetry = Symmetry(images, handheld_fov_rad) if config.symmetry and scores.views > 1 else None
+    symmetric, consistency = config.symmetry and scores.views > 1, None
     if config.rerank and scores.views > 1:
-        proposals = reranker_of(scores, images, config, handheld_fov_rad).run(proposals)
-        if symmetry:
-            proposals = symmetric_first(proposals, symmetry)
+        reranker = reranker_of(scores, images, config, handheld_fov_rad)
+        proposals, consistency = reranker.run(proposals), reranker.consistency
+    symmetry = Symmetry(images, handheld_fov_rad, consistency) if symmetric else None
+    if symmetry and config.rerank:
+        proposals = symmetric_first(proposals, symmetry)
     found = finish(proposals, radius, scores, config, handheld_fov_rad)
     if symmetry:
         found.mirror_plane_rad, facts = accepted_plane(symmetry, found.cameras, found.turn_rad)

@@ -62,7 +62,7 @@ class Symmetry:
             for j in range(photos.views):
                 kept &= photos.within(image.reshape(1, -1, 3), rotation, centre, j).view(kept.shape)
             met = torch.zeros(len(planes), inside.shape[1]).index_add_(1, ray, kept.float()) > 0
-            total += (1 - met.float().mean(1)) - (1 - inside.any(2).float().mean())
+            total += inside.any(2).float().mean() - met.float().mean(1)
         return (total / photos.views).double().numpy()
 
     def colours(self, elevation_rad, azimuth_rad, radius, planes_rad, turn=None) -> np.ndarray:

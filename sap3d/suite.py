@@ -145,8 +145,8 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     for stage in STAGES:
         if stage in variant.share:
             share_outputs(Scene(suite.type, object_, views, variant_root(name, variant.share_from)), scene, stage)
-        elif stage in variant.stages or (stage == "relposepp" and variant.cameras == "true"):
-            given = [f"cameras={write_true_cameras(scene)}"] if stage == "relposepp" and variant.cameras == "true" else []
+        elif (oracle := stage == "relposepp" and variant.cameras == "true") or stage in variant.stages:
+            given = [f"cameras={write_true_cameras(scene)}"] if oracle else []
             wall[stage] = run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, []), *given])
     wall["evaluate"] = run_program(scene, "sap3d.evaluate", list(suite.evaluation))
     result = load_results(scene.results_dir / "results.json")

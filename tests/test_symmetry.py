@@ -5,7 +5,6 @@ import importlib
 import numpy as np
 import pytest
 import torch
-import yaml
 from recon_scenes import RADIUS, sphere_image
 
 from camerabooth.config import BoothConfig
@@ -23,8 +22,8 @@ from sap3d.symmetry import SUFFIX, mirrored_camera, mirrored_views
 from tests.relposepp_spheres import mirrored_balls, render, write_scene
 
 optimise = importlib.import_module("3D_Recon.threestudio.optimise")
-export = importlib.import_module("3D_Recon.threestudio.export")
 recon_config = importlib.import_module("3D_Recon.threestudio.config")
+mesh = importlib.import_module("3D_Recon.threestudio.mesh")
 views = importlib.import_module("3D_Recon.threestudio.views")
 
 PLANE = np.deg2rad(37.0)
@@ -202,7 +201,6 @@ def test_mirrored_photos_can_be_switched_off_and_count_little_where_a_photo_sees
 
 
 def test_texture_takes_from_mirrored_photos_what_the_photos_do_not_see(runs):
-    mesh = importlib.import_module("3D_Recon.threestudio.mesh")
     import trimesh
 
     ball = trimesh.creation.icosphere(3, RADIUS)
