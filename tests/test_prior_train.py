@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from camerabooth.prior.calibrate import condition_ink
+from camerabooth.prior.calibrate import condition_ink, with_renderer
 from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.shards import ShardedSource
-from camerabooth.prior.train import guess_loss, perceptual_distance, start_step
+from camerabooth.prior.train import build, guess_loss, perceptual_distance, start_step
 from dataset import corpus
 from dataset.corpus_reader import CorpusReader, PackedCorpus
 from dataset.procedural import list_objects, part_of
 from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError
 from sap3d.scene import REPOSITORY
-from sap3d.zero123 import tiny_random_model
+from sap3d.zero123 import load_zero123, tiny_random_model
 from tests.event_files import read
 
 SIZE, VIEWS, OBJECTS = 32, 16, 7
@@ -216,3 +216,40 @@ def test_the_perceptual_term_is_lpips_of_the_guess_s_colours():
     assert float(whole - plain) == pytest.approx(0.5 * float(expected), rel=1e-3)
     (whole - plain).backward()
     assert any(float(p.grad.abs().max()) > 0 for p in model.multiplane.parameters() if p.grad is not None)
+
+
+def test_batches_made_on_a_device_are_those_of_the_mapped_corpus(cache):
+    reader = CorpusReader(cache, "train", SIZE)
+    mapped, resident = PairSource([reader, reader], 3, 2, 5, (0.5, 0.5)), PairSource([reader, reader], 3, 2, 5, (0.5, 0.5), device="cpu")
+    assert resident.resident.shape == (2 * OBJECTS, VIEWS, SIZE, SIZE, 4) and mapped.resident is None
+    for step in range(6):
+        for name, tensor in mapped.batch(step).items():
+            assert torch.equal(tensor, resident.batch(step)[name]), name
+
+
+def test_the_u_net_is_trained_without_the_factors_of_the_weights_before(cache, tmp_path):
+    model = tiny_random_model(0, multiplane=8)
+    model.correction_gain.zero_()
+    model.save(tmp_path / "model")
+    assert float(load_zero123(tmp_path / "model").correction_gain.max()) == 0
+    started = build(PriorConfig(init=str(tmp_path / "model"), image_size=SIZE), None)
+    assert bool((started.correction_gain == 1).all())
+
+
+def test_another_model_s_renderer_is_put_in_and_measured(cache, tmp_path):
+    base, other = tiny_random_model(0, multiplane=8), tiny_random_model(1, multiplane=8)
+    other.save(tmp_path / "other")
+    sources = [PairSource([CorpusReader(cache, part, SIZE)], 2, 2, 5, (0.5, 0.5)) for part in ("train", "validation")]
+    with_renderer(base, tmp_path / "other", *sources)
+    for name, weight in other.multiplane.named_parameters():
+        torch.testing.assert_close(base.multiplane.get_parameter(name), weight, atol=1e-3, rtol=1e-3, msg=name)
+    assert not bool((base.multiplane.residual_variance == 1).any()), "the error of its guesses is measured"
+    tiny_random_model(1).save(tmp_path / "none")
+    with pytest.raises(InputError, match="no renderer of first guesses there"):
+        with_renderer(base, tmp_path / "none", *sources)
+    with pytest.raises(InputError, match="the base model has no renderer"):
+        with_renderer(tiny_random_model(0), tmp_path / "other", *sources)
+    weights = next((tmp_path / "other" / "multiplane").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged renderer"):
+        with_renderer(base, tmp_path / "other", *sources)

@@ -1,14 +1,22 @@
-"""Measured constants of a trained model: how far first guesses are off, and how much of the U-Net's correction to believe."""
+"""Measured constants of a trained model: how far first guesses are off, and how much of the U-Net's correction to believe.
+
+``python -m camerabooth.prior.calibrate --base MODEL --renderer MODEL --out MODEL``: the first model with the renderer of first
+guesses of the second, and constants measured anew. The renderer can so be trained alone, from nothing.
+"""
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import Callable
 
 import torch
 from torch import Tensor
 
 from camerabooth.prior.data import PairSource
-from sap3d.zero123 import ConditionFeatures, Zero123
+from sap3d.errors import InputError, cli
+from sap3d.zero123 import ConditionFeatures, Zero123, load_zero123
+from sap3d.zero123.model import load_multiplane
 
 
 def ink(views: Tensor) -> Tensor:
@@ -34,7 +42,7 @@ def measure_residual(model: Zero123, source: PairSource, batches: int = 40) -> N
     """Variance of the truth's latents about the guess's: sets ``MultiplaneRenderer.residual_variance``."""
     total, model = 0.0, model.eval()
     for step in range(batches):
-        batch = source.batch(step)
+        batch = {name: tensor.to(model.device) for name, tensor in source.batch(step).items()}
         guess = model.multiplane(condition_ink(batch), batch["pose"].flatten(0, 1))
         left = model.encode_target((1 - guess[:, :3]).clamp(0, 1)) - model.encode_target(batch["target"].flatten(0, 1)[:, :3])
         total = total + left.square().mean((0, 2, 3))
@@ -54,7 +62,7 @@ def measure_gain(model: Zero123, source: PairSource, batches: int = 8, report: C
     bins = len(model.correction_gain)
     products, squares, errors = (torch.zeros(bins, model.latent_channels, dtype=torch.float64) for _ in range(3))
     for step in range(batches):
-        batch = source.batch(step)
+        batch = {name: tensor.to(model.device) for name, tensor in source.batch(step).items()}
         prepared = model.conditions(condition_features(model, batch), batch["pose"].flatten(0, 1))
         latents = model.encode_target(batch["target"].flatten(0, 1)[:, :3])
         generator = torch.Generator().manual_seed(step)
@@ -76,3 +84,35 @@ def measure_gain(model: Zero123, source: PairSource, batches: int = 8, report: C
         plain, damped = (1 + ((squares - 2 * products).sum(1) / errors.sum(1))), 1 + ((gain.square() * squares - 2 * gain * products).sum(1) / errors.sum(1))
         for k in range(bins):
             report(f"noise levels {k / bins:.1f} to {(k + 1) / bins:.1f}: error beside the linear guess's {plain[k]:.3f}, with the factors {damped[k]:.3f}; mean factor {gain[k].mean():.2f}")
+
+
+def with_renderer(base: Zero123, renderer: Path, train: PairSource, validation: PairSource, report: Callable[[str], None] | None = None) -> Zero123:
+    """``base`` with the renderer of the model folder ``renderer`` in the place of its own. Raises InputError where one of them has none or they do not fit."""
+    new = load_multiplane(renderer)
+    if base.multiplane is None:
+        raise InputError("the base model has no renderer of first guesses, so its U-Net cannot take one; train it with part=unet")
+    if new.config.latent_channels != base.latent_channels or new.config.condition_size != base.image_size:
+        raise InputError(f"{renderer}: its renderer is for {new.config.latent_channels} latent channels and photos of {new.config.condition_size} pixels, the base model has {base.latent_channels} and {base.image_size}")
+    base.multiplane = new.to(base.device).eval().requires_grad_(False)
+    measure_residual(base, train)
+    measure_gain(base, validation, report=report)
+    return base
+
+
+def main() -> None:
+    from dataset.corpus_reader import CorpusReader
+
+    parser = argparse.ArgumentParser(description="Put another renderer of first guesses into a model and measure its constants")
+    parser.add_argument("--base", type=Path, required=True, help="model folder that gives everything else")
+    parser.add_argument("--renderer", type=Path, required=True, help="model folder whose renderer is taken")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write; may be the base's")
+    parser.add_argument("--corpus", nargs="+", default=["dataset/corpus_cache"], help="folders that python -m dataset.corpus wrote")
+    arguments = parser.parse_args()
+    model = load_zero123(arguments.base)
+    sets = (0.25, 0.25, 0.2, 0.1, 0.2)
+    train, validation = (PairSource([CorpusReader(folder, part, model.image_size) for folder in arguments.corpus], 8, 2, 0, sets, part == "train") for part in ("train", "validation"))
+    with_renderer(model, arguments.renderer, train, validation, print).save(arguments.out, int8=True)
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -27,6 +27,7 @@ class PriorConfig:
     planes: int = 8  # of the plane sweep that carries condition images to the target (0: concatenated as published)
     plane_components: int = 24  # components of the autoencoder that describe a plane
     multiplane: int = 32  # planes of the renderer that makes the first guess of a view (0: none)
+    multiplane_widths: list[int] = field(default_factory=lambda: [16, 32, 64, 96])  # channels of its 3D network's levels, for a new one
 
     # Optimisation
     groups_per_step: int = 8  # objects a step
@@ -48,6 +49,7 @@ class PriorConfig:
     devices: int = 1  # processes (GPUs) a node; the batch grows with them
     nodes: int = 1  # machines; each runs the same command (camerabooth/README.md)
     allow_other_processes: bool = False  # go on although the checkpoint is of another number of processes: other data and another batch from there on
+    resident: bool = True  # on a GPU: the decoded corpus is kept in its memory (1.6 MB an object) and batches are made there, unless it is read in shards
     shard_objects: int = 0  # objects that a process holds at a time, decoded from the packed corpus (0: all of it, decoded on disk once and mapped)
     shard_steps: int = 500  # steps after which a process takes its next shard
     threads: int = 0  # CPU threads (0: all)

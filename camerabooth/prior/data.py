@@ -19,15 +19,20 @@ class PairSource:
 
     ``corpora``: each has ``images`` (objects, views, S, S, 4) uint8 premultiplied and ``polar_rad``, ``azimuth_rad``,
     ``radius`` (objects, views), as dataset.corpus_reader gives; S is the size of condition and target. ``sets``:
-    probabilities of 1, 2, .. conditions a set. Everything of a batch follows from (seed, step, rank).
+    probabilities of 1, 2, .. conditions a set. Everything of a batch follows from (seed, step, rank). ``device``: keep all images
+    there and make the batches there, a processor cannot make them as fast as a GPU uses them; the same batches (None: the images stay
+    where they are, mapped from disk).
     """
 
-    def __init__(self, corpora: Sequence, groups: int, targets: int, seed: int, sets: Sequence[float] = (1.0,), augment: bool = True):
+    def __init__(self, corpora: Sequence, groups: int, targets: int, seed: int, sets: Sequence[float] = (1.0,), augment: bool = True,
+                 device: torch.device | str | None = None):  # fmt: skip
         self.images = [corpus.images for corpus in corpora]
         self.poses = np.concatenate([np.stack([c.polar_rad, c.azimuth_rad, c.radius], -1) for c in corpora]).astype(np.float32)
         self.starts = np.cumsum([0] + [len(images) for images in self.images])
         self.groups, self.targets, self.seed, self.augment = groups, targets, seed, augment
         self.sets = np.asarray(sets, float) / sum(sets)
+        self.device = torch.device(device or "cpu")
+        self.resident = _resident(self.images, self.device) if device else None
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -46,11 +51,15 @@ class PairSource:
         rng = np.random.default_rng([self.seed, step, rank])
         count = 1 + int(rng.choice(len(self.sets), p=self.sets))
         objects = rng.integers(len(self.poses), size=self.groups)
-        chosen = [rng.permutation(self.poses.shape[1])[: count + self.targets] for _ in objects]
+        chosen = np.stack([rng.permutation(self.poses.shape[1])[: count + self.targets] for _ in objects])
         tint = random_tints(rng, self.groups) if self.augment else np.ones((self.groups, 3), np.float32)
-        images = torch.stack([over_white(self.views(i, v), tint[[k]]) for k, (i, v) in enumerate(zip(objects, chosen))])
-        poses = np.stack([self.poses[i, v] for i, v in zip(objects, chosen)])
-        pose = torch.from_numpy(relative_poses(poses[:, count:, None], poses[:, None, :count]))
+        if self.resident is None:
+            views = torch.from_numpy(np.stack([self.views(i, v) for i, v in zip(objects, chosen)]))
+        else:
+            views = self.resident[torch.from_numpy(objects).to(self.device)[:, None], torch.from_numpy(chosen).to(self.device)]
+        images = over_white(views, torch.from_numpy(tint).to(self.device))
+        poses = self.poses[objects[:, None], chosen]
+        pose = torch.from_numpy(relative_poses(poses[:, count:, None], poses[:, None, :count])).to(self.device)
         if self.augment:
             images, pose = augment(images, pose, rng)
         return {"condition": images[:, :count], "target": images[:, count:], "pose": pose}
@@ -70,13 +79,25 @@ def random_tints(rng: np.random.Generator, count: int, probability: float = 0.6)
     return np.where(rng.random((count, 1)) < probability, tints, 1.0).astype(np.float32)
 
 
-def over_white(premultiplied: np.ndarray, tint: np.ndarray | None = None) -> Tensor:
-    """uint8 premultiplied RGBA (B, S, S, 4) to float (B, 4, S, S) in [0, 1]: colours times ``tint`` (B or 1, 3) over white, alpha."""
-    image = torch.from_numpy(np.ascontiguousarray(premultiplied)).float()
+def over_white(premultiplied: np.ndarray | Tensor, tint: Tensor | None = None) -> Tensor:
+    """uint8 premultiplied RGBA (..., S, S, 4) to float (..., 4, S, S) in [0, 1]: colours times ``tint`` (the first axis, 3) over white, alpha."""
+    image = torch.as_tensor(premultiplied).float()
     rgb, alpha = image[..., :3], image[..., 3:]
     if tint is not None:
-        rgb = rgb * torch.from_numpy(tint)[:, None, None]
-    return (torch.cat([rgb + (255 - alpha), alpha], -1) / 255).clamp(0, 1).permute(0, 3, 1, 2).contiguous()
+        rgb = rgb * tint.view(len(tint), *[1] * (rgb.ndim - 2), 3)
+    return (torch.cat([rgb + (255 - alpha), alpha], -1) / 255).clamp(0, 1).movedim(-1, -3).contiguous()
+
+
+def _resident(parts: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """All objects' images as one tensor, copied a few objects at a time: they may be mapped from disk."""
+    out = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=torch.uint8, device=device)
+    row = 0
+    for part in parts:
+        for first in range(0, len(part), 64):
+            block = torch.from_numpy(np.array(part[first : first + 64]))
+            out[row : row + len(block)] = block.to(device)
+            row += len(block)
+    return out
 
 
 def relative_poses(target: np.ndarray, condition: np.ndarray) -> np.ndarray:
@@ -91,14 +112,14 @@ def relative_poses(target: np.ndarray, condition: np.ndarray) -> np.ndarray:
 
 def augment(images: Tensor, pose: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Mirror whole groups (the azimuth difference changes sign: exact) and permute their colour channels."""
-    groups = len(images)
-    flip = torch.from_numpy(rng.random(groups) < 0.5)
+    groups, device = len(images), images.device
+    flip = torch.from_numpy(rng.random(groups) < 0.5).to(device)
     images = torch.where(flip[:, None, None, None, None], images.flip(-1), images)
     pose = pose.clone()
     pose[..., 1] = torch.where(flip[:, None, None], -pose[..., 1], pose[..., 1])
     order = _PERMUTATIONS[torch.from_numpy(np.where(rng.random(groups) < 0.5, 0, rng.integers(6, size=groups)))]
-    images = torch.stack([torch.cat([group[:, o], group[:, 3:]], 1) for group, o in zip(images, order)])
-    return images, pose
+    order = torch.cat([order, torch.full((groups, 1), 3)], 1).to(device)  # alpha stays
+    return images.transpose(1, 2)[torch.arange(groups, device=device)[:, None], order].transpose(1, 2), pose
 
 
 def jitter_poses(pose: Tensor, noise_deg: Sequence[float], generator: torch.Generator) -> Tensor:

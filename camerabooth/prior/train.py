@@ -120,8 +120,9 @@ def guess_loss(model: Zero123, batch: dict, generator: torch.Generator, size: in
     loss = (error.square() + 0.1 * error.abs()).mean()
     if perceptual > 0:
         full, lpips = batch["target"].shape[-1], perceptual_distance(guess.device)
-        seen, true = (nn.functional.interpolate(1 - 2 * x[:, :3].float(), (full, full), mode="bilinear") for x in (guess, truth))
-        loss = loss + perceptual * lpips.distance(lpips.features(seen), lpips.features(true)).mean()
+        with torch.autocast(guess.device.type, enabled=False):
+            seen, true = (nn.functional.interpolate(1 - 2 * x[:, :3].float(), (full, full), mode="bilinear") for x in (guess, truth))
+            loss = loss + perceptual * lpips.distance(lpips.features(seen), lpips.features(true)).mean()
     return loss
 
 
@@ -231,27 +232,30 @@ def build(config: PriorConfig, source) -> Zero123:
     else:
         model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention), 1,
                            config.token_dim, config.encoder_layers, config.planes, config.plane_components, seed=config.seed)  # fmt: skip
-        images = torch.cat([source.batch(k)["target"].flatten(0, 1)[:, :3] for k in range(40)])
+        images = torch.cat([source.batch(k)["target"].flatten(0, 1)[:, :3].cpu() for k in range(40)])
         model.vae.fit(images * 2 - 1, config.whitening)
     if config.multiplane and model.multiplane is None:
-        add_multiplane(model, config.multiplane, seed=config.seed)
+        add_multiplane(model, config.multiplane, widths=tuple(config.multiplane_widths), seed=config.seed)
     if config.part == "multiplane":
         if model.multiplane is None:
             raise InputError("part=multiplane trains the renderer of the first guess, and multiplane=0 asks for none; set multiplane=32")
         model.requires_grad_(False)
         model.multiplane.train().requires_grad_(True)
+    else:
+        model.correction_gain.fill_(1.0)  # of the weights before: a factor of 0 would let nothing be learned (export measures it anew)
     return model
 
 
 def load_data(config: PriorConfig, part: str, augment: bool, groups: int, targets: int, sets) -> PairSource | ShardedSource:
-    """Batches of a part of the corpus; the training part in shards where ``shard_objects`` is set."""
+    """Batches of a part of the corpus; the training part in shards where ``shard_objects`` is set, in a GPU's memory where it is ``resident``."""
     from dataset.corpus_reader import CorpusReader, PackedCorpus
 
     if part == "train" and config.shard_objects:
         packed = [PackedCorpus(folder, part, size=config.image_size) for folder in config.corpus]
         return ShardedSource(packed, config.devices * config.nodes, config.shard_objects, config.shard_steps, groups, targets, config.seed, sets, augment)
     corpora = [CorpusReader(folder, part, size=config.image_size) for folder in config.corpus]
-    return PairSource(corpora, groups, targets, config.seed, sets, augment)
+    device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if config.resident and torch.cuda.is_available() else None
+    return PairSource(corpora, groups, targets, config.seed, sets, augment, device)
 
 
 def start_step(config: PriorConfig, checkpoint: Path) -> int:
@@ -282,6 +286,8 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
         raise InputError(f"devices={config.devices} and nodes={config.nodes} must be at least 1")
     if config.threads:
         torch.set_num_threads(config.threads)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
     quiet_lightning()
     pl.seed_everything(config.seed, verbose=False)
     out = Path(config.out)
@@ -299,7 +305,7 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
                 name: tensor for name, tensor in weights.items() if name.startswith("average.")
             }
         module.load_state_dict(weights)
-        model = module.averaged_model()
+        model = module.averaged_model().to("cuda" if torch.cuda.is_available() else "cpu")
         if config.part == "multiplane":
             measure_residual(model, source)
         if model.multiplane is not None:

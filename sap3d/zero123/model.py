@@ -431,6 +431,18 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
     return model
 
 
+def load_multiplane(folder: Path) -> MultiplaneRenderer:
+    """The renderer of first guesses of a model folder alone. Raises InputError where there is none or it is damaged."""
+    if not (Path(folder) / "multiplane" / "config.json").is_file():
+        raise InputError(f"{folder}: no renderer of first guesses there (multiplane/config.json); python -m camerabooth.prior.train part=multiplane trains one and --export writes it")
+    try:
+        return _load(MultiplaneRenderer, Path(folder) / "multiplane", torch.float32)
+    except InputError:
+        raise
+    except Exception as error:  # safetensors raises its own class for damaged files
+        raise InputError(f"{folder}: damaged renderer ({type(error).__name__}: {first_line(error)}); export it again") from None
+
+
 def _load(cls, folder: Path, dtype: torch.dtype):
     if any(Path(folder).glob(INT8_FILES)):
         return load_int8(cls, folder)

@@ -74,12 +74,13 @@ class MultiplaneRenderer(ModelMixin, ConfigMixin):
         volume = torch.cat([mean, spread, seen[:, :, -4:].amin(1), self._geometry(pose.float(), cosine)], 1)
         volume = self.network(self.entry(volume.contiguous(memory_format=torch.channels_last_3d)))
 
-        density = shuffle(self.density(volume))  # (B, 1, K, 2c, 2c)
-        painted, painted_logit = self.paint(volume).split([12, 1], 1)
+        # In float32 from here on, whatever the network was computed in: half precision would round the little light that most cells let through.
+        density = shuffle(self.density(volume).float())  # (B, 1, K, 2c, 2c)
+        painted, painted_logit = self.paint(volume).float().split([12, 1], 1)
         angle = cosine[:, :, None, None, None, None].expand(-1, -1, 1, *seen.shape[3:])
         photo = self.from_photo(torch.cat([seen, angle], 2).flatten(0, 1)).unflatten(0, (batch, count))
         logits = self.weight(F.silu(photo + self.from_volume(volume)[:, None]).flatten(0, 1)).view(batch, count, *volume.shape[2:])
-        weights = torch.softmax(torch.cat([logits, painted_logit], 1), 1)
+        weights = torch.softmax(torch.cat([logits.float(), painted_logit], 1), 1)
         photos, painted = photos.unflatten(0, (batch, count)), torch.sigmoid(shuffle(painted))
         if torch.is_grad_enabled() or size <= 4 * cells:  # below, looking for what matters costs as much as it saves
             return self._composite(photos, flat, density, weights, painted, size)
