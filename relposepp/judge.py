@@ -149,7 +149,7 @@ class PairJudge(nn.Module):
         self.fine = VolumeBlock(a, normalised=False)
         self.down1, self.middle = Planes(a, b, 2), nn.ModuleList(VolumeBlock(b) for _ in range(2))
         self.down2, self.coarse = Planes(b, c, 2), nn.ModuleList(VolumeBlock(c) for _ in range(2))
-        self.head = nn.Sequential(nn.Linear(2 * described + 2 * b + 2 * c + GEOMETRY + 2, config.head_width), nn.SiLU(), nn.Linear(config.head_width, 1))
+        self.head = nn.Sequential(nn.Linear(2 * described + 2 * b + 2 * c + GEOMETRY + 2, config.head_width), nn.SiLU(), nn.Linear(config.head_width, 1, bias=False))
         self.register_buffer("offsets", (torch.arange(config.planes) + 0.5) / config.planes * 2 * config.half_depth - config.half_depth, persistent=False)
         self.register_buffer("line", (torch.arange(config.cells) + 0.5) / config.cells * 2 - 1, persistent=False)
 
@@ -268,6 +268,11 @@ class SceneJudge:
             ]
             found.append(torch.cat(parts))
         return torch.stack(found).mean(0).double().cpu().numpy()
+
+
+def bundled_judge(images: list[np.ndarray]) -> SceneJudge | None:
+    """Of the bundled weights; None where there are none."""
+    return SceneJudge(load_judge(), images) if (BUNDLED / "model.safetensors").is_file() else None
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

@@ -69,6 +69,11 @@ class JudgeBatch:
     radius: Tensor
     valid: Tensor
 
+    def split(self, parts: int) -> list[JudgeBatch]:
+        """Batches of (nearly) equal numbers of pairs."""
+        fields = ("photos", "pose", "radius", "valid")
+        return [JudgeBatch(*tensors) for tensors in zip(*(getattr(self, f).chunk(parts) for f in fields))]
+
     def logits(self, judge: PairJudge) -> Tensor:
         """Scores (P, H), very low where there is no hypothesis."""
         radius = self.radius[:, None].expand(-1, self.pose.shape[1], -1)
@@ -135,6 +140,7 @@ class JudgeTrainer:
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         self.step, self.seconds, self.part, self.history = 0, 0.0, 0.0, []
+        self.microbatches = 1  # parts of a step, one after the other, where memory is short
         self._resume()
         self.first_part, self.first_seconds = self.part, self.seconds
 
@@ -190,11 +196,17 @@ class JudgeTrainer:
             group["lr"] = rate
         batch = self.source.batch(self.step)
         self.judge.train()
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=config.bf16):
-            logits = batch.logits(self.judge)
-        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        figures = None
+        while figures is None:
+            try:
+                figures = self._gradients(batch)
+            except torch.cuda.OutOfMemoryError:
+                if self.microbatches >= config.pairs:
+                    raise
+            if figures is None:  # out of the handler, which holds on to the tensors
+                self.microbatches *= 2
+                torch.cuda.empty_cache()
+                print(f"step {self.step}: short of memory, going on with {self.microbatches} parts a step", flush=True)
         torch.nn.utils.clip_grad_norm_(self.judge.parameters(), config.clip_norm)
         for parameter in self.judge.parameters():
             parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # one overflow must not end a run
@@ -202,7 +214,19 @@ class JudgeTrainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.judge.parameters()), 1 - min(config.ema_decay, (self.step + 1) / (self.step + 10)))
         self.step += 1
-        return loss.detach(), (logits.argmax(1) == 0).float().mean()
+        return figures
+
+    def _gradients(self, batch: JudgeBatch) -> tuple[Tensor, Tensor]:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, right = 0.0, 0.0
+        for part in batch.split(self.microbatches):
+            with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.config.bf16):
+                logits = part.logits(self.judge)
+            share = len(logits) / len(batch.pose)
+            own = share * F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+            own.backward()
+            loss, right = loss + own.detach(), right + share * (logits.argmax(1) == 0).float().mean()
+        return loss, right
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -297,6 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     parts = {part: read_corpora(config.corpus, part, judge_config.image_size, config.objects, config.workers) for part in ("train", "validation")}
     print(f"corpus: {len(parts['train'][0])} objects to train on, {len(parts['validation'][0])} to validate on, {time.monotonic() - begin:.0f} s", flush=True)
     device = resolve_device(config.device)
+    torch.backends.cudnn.benchmark = True  # the shapes are always the same
     train, validation = (DeviceCorpus(images, poses, device) for images, poses in (parts.pop("train"), parts.pop("validation")))
     trainer = JudgeTrainer(config, judge_config, train, validation, begin)
     print(f"on {device}: {sum(p.numel() for p in trainer.judge.parameters())} parameters, training begins after {time.monotonic() - begin:.0f} s", flush=True)
