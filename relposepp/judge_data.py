@@ -52,7 +52,7 @@ def read_corpora(folders: list[str], part: str, size: int, limit: int = 0, worke
         corpus = PackedCorpus(folder, part, size)
         rows = np.flatnonzero([corpus.path(row).is_file() for row in range(len(corpus))])
         if not len(rows):
-            raise InputError(f"{folder}: holds no object of the part {part!r}")
+            continue
         whole = len(rows) == len(corpus)
         if limit and limit < len(rows):
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
@@ -65,6 +65,8 @@ def read_corpora(folders: list[str], part: str, size: int, limit: int = 0, worke
             decoded = list(pool.map(_decode, [(corpus.path(row), size) for row in rows], chunksize=4))
         images.extend(image for image, _ in decoded)
         poses.append(np.stack([pose for _, pose in decoded]).astype(np.float32))
+    if not images:
+        raise InputError(f"{', '.join(folders)}: no object of the part {part!r} there; run python -m dataset.corpus")
     if len({image.shape for image in images}) != 1:
         raise InputError("the corpora have different numbers of views: render them alike")
     return images, np.concatenate(poses)

@@ -46,7 +46,7 @@ class JudgeTrainConfig:
     ahead: int = 4  # steps whose hypotheses are made at once
     random_poses: int = 768  # drawn for each pair; the best are moved onto the outlines' equations
     refined_poses: int = 128  # how many those are
-    learning_rate: float = 2e-3  # peak, after the warm-up
+    learning_rate: float = 1.5e-3  # peak, after the warm-up
     warmup_steps: int = 100
     weight_decay: float = 0.02  # AdamW, matrices only
     clip_norm: float = 1.0
