@@ -173,7 +173,7 @@ def collect_candidates(scenes, network, config: RelPoseConfig, device: str, cach
     from sap3d.images import resize
 
     if cache and cache.is_file():
-        return pickle.loads(cache.read_bytes())
+        return [Candidates(**values) for values in pickle.loads(cache.read_bytes())]
     found = []
     for name, photos, truth, _, _ in scenes:
         inputs, _ = network_inputs(photos, network.config.image_size, False)
@@ -193,7 +193,7 @@ def collect_candidates(scenes, network, config: RelPoseConfig, device: str, cach
         print(f"  {name}: {len(score)} candidates, chosen {error[found[-1].chosen()]:.1f}, best {error.min():.1f} degrees", flush=True)
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_bytes(pickle.dumps(found))
+        cache.write_bytes(pickle.dumps([vars(c) for c in found]))
     return found
 
 
