@@ -14,6 +14,7 @@ import argparse
 import pickle
 import time
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +67,18 @@ def typed_scenes(kind: str, views: int, limit: int | None):
         yield name, list(photos.values()), rotations, np.linalg.norm(camera_centers(poses), axis=1), fov
 
 
-def typed_pairs(kind: str, count: int, limit: int | None, photos: int = 8, apart_deg: tuple[float, float] = (40.0, 105.0), seed: int = 0):
-    """Scenes of two photos in the form of ``typed_scenes``: at most ``count`` random pairs of the first ``photos`` photos of each object, their
-    directions ``apart_deg`` apart."""
+def typed_sets(kind: str, views: int, count: int, limit: int | None, photos: int = 8, apart_deg: tuple[float, float] = (40.0, 105.0), seed: int = 0):
+    """Scenes of ``views`` photos in the form of ``typed_scenes``: at most ``count`` random sets of the first ``photos`` photos of each object, the
+    direction of every photo ``apart_deg`` from that of its nearest neighbour."""
     for name, images, rotations, radius, fov in typed_scenes(kind, photos, limit):
-        i, j = np.triu_indices(len(images), 1)
-        angle = np.rad2deg(np.arccos(np.clip((rotations[i, 2] * rotations[j, 2]).sum(-1), -1, 1)))
-        allowed = np.flatnonzero((angle > apart_deg[0]) & (angle < apart_deg[1]))
+        sets = np.array(list(combinations(range(len(images)), views)))
+        angle = np.rad2deg(np.arccos(np.clip(rotations[:, 2] @ rotations[:, 2].T, -1, 1))) + np.diag(np.full(len(images), 360.0))
+        nearest = angle[sets[:, :, None], sets[:, None, :]].min(2)
+        allowed = np.flatnonzero(((nearest > apart_deg[0]) & (nearest < apart_deg[1])).all(1))
         for k in np.sort(np.random.default_rng([seed, len(allowed)]).permutation(allowed)[:count]):
-            pair = [i[k], j[k]]
-            yield f"{name} {pair[0]} {pair[1]}", [images[v] for v in pair], rotations[pair], radius[pair], None if fov is None else [fov[v] for v in pair]
+            chosen = sets[k]
+            label = " ".join([name, *map(str, chosen)])
+            yield label, [images[v] for v in chosen], rotations[chosen], radius[chosen], None if fov is None else [fov[v] for v in chosen]
 
 
 def corpus_scenes(folder: str, part: str, views: int, count: int, seed: int):
@@ -240,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fit", action="store_true", help="fit the weights of the re-ranking (on the corpus only)")
     parser.add_argument("--alone", action="store_true", help="choose among the same configurations by every term alone, and by all")
     parser.add_argument("--judge", type=Path, help="folder with weights of the judge of pairs: compare the choices for some weights of its opinion")
-    parser.add_argument("--pairs", type=int, help="with --judge and --type: so many pairs of every object's photos in place of --views")
+    parser.add_argument("--sets", type=int, help="with --type: so many sets of --views photos of every object, in place of its first photos")
     parser.add_argument("--cache", type=Path, default=Path(".work"), help="with --judge: where the configurations to choose from are kept")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the stage")
@@ -254,9 +257,9 @@ def main(argv: list[str] | None = None) -> None:
 
     device = resolve_device(config.device)
     network, results = load_network(config.weights, device, config.precision), {}
-    for views in [2] if arguments.pairs else arguments.views:
-        if arguments.pairs and arguments.type and arguments.judge:
-            scenes = typed_pairs(arguments.type, arguments.pairs, arguments.scenes)
+    for views in arguments.views:
+        if arguments.sets and arguments.type:
+            scenes = typed_sets(arguments.type, views, arguments.sets, arguments.scenes)
         elif arguments.type:
             scenes = typed_scenes(arguments.type, views, arguments.scenes)
         else:
@@ -265,7 +268,8 @@ def main(argv: list[str] | None = None) -> None:
             from relposepp.judge import load_judge
 
             print(f"{views} views")
-            cache = arguments.cache / f"judge_candidates_{arguments.type or arguments.part}_{f'pairs{arguments.pairs}' if arguments.pairs else views}.pkl"
+            sets = f"_sets{arguments.sets}" if arguments.type and arguments.sets else ""
+            cache = arguments.cache / f"judge_candidates_{arguments.type or arguments.part}_{views}{sets}.pkl"
             compare_judge(collect_candidates(scenes, network, config, device, cache), load_judge(arguments.judge))
             continue
         if arguments.fit or arguments.alone:

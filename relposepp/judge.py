@@ -270,11 +270,6 @@ class SceneJudge:
         return torch.stack(found).mean(0).double().cpu().numpy()
 
 
-def bundled_judge(images: list[np.ndarray]) -> SceneJudge | None:
-    """Of the bundled weights; None where there are none."""
-    return SceneJudge(load_judge(), images) if (BUNDLED / "model.safetensors").is_file() else None
-
-
 # --- weights ----------------------------------------------------------------------------------------------------------
 def save_judge(folder: Path | str, judge: PairJudge) -> None:
     """Write model.safetensors (matrices in 8 bits with a scale a row, the rest fp16) and config.json into ``folder``."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from relposepp.judge import JudgeConfig, PairJudge, SceneJudge, bundled_judge, load_judge, save_judge
+from relposepp.judge import JudgeConfig, PairJudge, SceneJudge, load_judge, save_judge
 from relposepp.judge_data import AWAY_DEG, DeviceCorpus, agreeing, angle_deg, hard_hypotheses, outline_cost, outline_gaps, relative_rotations, support_points
 from relposepp.judge_train import HypothesisSource, JudgeTrainConfig, JudgeTrainer
 from relposepp.tangency import Tangency, outline_rays
@@ -209,8 +209,32 @@ def test_weights_on_disk(tmp_path, corpus):
         load_judge(tmp_path / "judge")
 
 
-def test_without_weights_there_is_no_opinion(monkeypatch, tmp_path):
-    import relposepp.judge
+def test_the_choice_asks_the_judge_about_few_photos(monkeypatch, corpus):
+    """With two and three photos, and of the configurations that are best by the other terms only."""
+    import relposepp.rerank as rerank
+    from relposepp.tangency import Solution
 
-    monkeypatch.setattr(relposepp.judge, "BUNDLED", tmp_path)
-    assert bundled_judge([np.ones((8, 8, 4), np.float32)] * 2) is None
+    photos = list(corpus.photos(corpus.draw(3, np.random.default_rng(3))).flatten(0, 1)[:5].permute(0, 2, 3, 1).numpy())
+    monkeypatch.setattr(rerank, "load_judge", lambda: awake(PairJudge(SMALL)))
+    with_judge = lambda n, **settings: rerank.Reranker.of(None, None, photos[:n], None, 10, **settings)  # noqa: E731
+    assert with_judge(2).judge and not with_judge(2, judged=False).judge and not with_judge(4).judge and not with_judge(2, handheld_fov_rad=[0.8, 0.8]).judge
+    generator = torch.Generator().manual_seed(0)
+    pose = [torch.rand(150, 3, generator=generator) for _ in range(2)]
+    solution, score = Solution(*pose, torch.full((150, 3), 1.5), torch.zeros(150)), np.random.default_rng(0).normal(size=150)
+    judge = with_judge(3)
+    asked, others = np.split(np.argsort(-score), [rerank.JUDGED_PAIRS // 3])
+    found = judge._judged(solution, score)
+    np.testing.assert_allclose(found[asked], judge.judge.scores(*(x[asked] for x in (*pose, solution.radius))), atol=1e-5)
+    assert len(others) and (found[others] == found[asked].min()).all()
+
+
+def test_the_bundled_judge_tells_the_true_pose():
+    """Of a chair-like thing that it was never shown."""
+    boxes = [((0.0, 0.0, -0.1), 0.2, (0.7, 0.3, 0.2)), ((-0.15, 0.0, 0.2), 0.18, (0.7, 0.3, 0.2)), ((0.25, 0.12, -0.3), 0.1, (0.2, 0.2, 0.2)), ((0.2, -0.2, 0.1), 0.12, (0.2, 0.6, 0.3))]
+    elevation, azimuth = np.deg2rad([20.0, 10.0]), np.deg2rad([0.0, 70.0])
+    photos = [picture(e, a, 1.5, 128, boxes).astype(np.float32) / 255 for e, a in zip(elevation, azimuth)]
+    for photo in photos:
+        photo[..., :3] /= np.maximum(photo[..., 3:], 1e-3)
+    turned = np.deg2rad(np.arange(0, 360, 30.0))
+    scores = SceneJudge(load_judge(), photos).scores(np.tile(elevation, (12, 1)), np.stack([np.zeros(12), azimuth[1] + turned], 1), np.full((12, 2), 1.5))
+    assert np.argmax(scores) == 0 and scores[0] > np.sort(scores)[-2] + 1
