@@ -81,7 +81,8 @@ class RelPoseConfig:
     queries: int = 30000  # random rotations a pair in the so3 search (the published evaluation uses 500,000)
     iterations: int = 50  # steps of coordinate ascent in the so3 search, as published
     aim: str = "auto"  # exact: cameras look at the object's centre; free: taken by hand, aim and distance unknown; auto: free for photos of dataset.photos
-    rerank: bool = True  # search by outlines, judge by hull and colours too (no trained prior); false: the network alone
+    rerank: bool = True  # search by outlines, judge by hull, colours and the judge of pairs too; false: the network alone
+    judge: bool = True  # with two or three photos, ask the learned judge of pairs too (relposepp/judge.py)
     cameras: str = ""  # camera file to take instead of an estimate; the mirror plane is looked for all the same
     symmetry: bool = True  # look for a mirror plane: as a reason to choose a configuration, and for stages 2 and 3
     seed: int = 0  # seed of the random queries

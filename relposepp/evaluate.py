@@ -3,6 +3,7 @@
     python -m relposepp.evaluate [key=value ...] --type GSO_dev --views 2 3 5 8 [--out results/relposepp_GSO_dev.json]
     python -m relposepp.evaluate --alone --type GSO_dev --views 2 3 5   # every term of the re-ranking by itself
     python -m relposepp.evaluate --fit --scenes 82 --views 2 3 5        # on the validation part of the corpus
+    python -m relposepp.evaluate --judge FOLDER --type GSO_dev --views 2 3  # what the judge of pairs changes, for several weights
 
 This is evaluation: it reads the ground truth (poses/), which the stage itself never does.
 """
@@ -10,7 +11,10 @@ This is evaluation: it reads the ground truth (poses/), which the stage itself n
 from __future__ import annotations
 
 import argparse
+import pickle
 import time
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +65,20 @@ def typed_scenes(kind: str, views: int, limit: int | None):
         fov = fields_of_view(scene, list(photos))
         rotations = (poses if fov is None else look_at_origin(camera_centers(poses)))[:, :, :3]
         yield name, list(photos.values()), rotations, np.linalg.norm(camera_centers(poses), axis=1), fov
+
+
+def typed_sets(kind: str, views: int, count: int, limit: int | None, photos: int = 8, apart_deg: tuple[float, float] = (40.0, 105.0), seed: int = 0):
+    """Scenes of ``views`` photos in the form of ``typed_scenes``: at most ``count`` random sets of the first ``photos`` photos of each object, the
+    direction of every photo ``apart_deg`` from that of its nearest neighbour."""
+    for name, images, rotations, radius, fov in typed_scenes(kind, photos, limit):
+        sets = np.array(list(combinations(range(len(images)), views)))
+        angle = np.rad2deg(np.arccos(np.clip(rotations[:, 2] @ rotations[:, 2].T, -1, 1))) + np.diag(np.full(len(images), 360.0))
+        nearest = angle[sets[:, :, None], sets[:, None, :]].min(2)
+        allowed = np.flatnonzero(((nearest > apart_deg[0]) & (nearest < apart_deg[1])).all(1))
+        for k in np.sort(np.random.default_rng([seed, len(allowed)]).permutation(allowed)[:count]):
+            chosen = sets[k]
+            label = " ".join([name, *map(str, chosen)])
+            yield label, [images[v] for v in chosen], rotations[chosen], radius[chosen], None if fov is None else [fov[v] for v in chosen]
 
 
 def corpus_scenes(folder: str, part: str, views: int, count: int, seed: int):
@@ -123,6 +141,82 @@ def candidate_terms(scenes, network, config: RelPoseConfig, device: str) -> list
     return found
 
 
+# --- what the judge of pairs would change ------------------------------------------------------------------------------
+@dataclass
+class Candidates:
+    """What the choice is made from, of one scene: configurations (K, N), radians, their scores without the judge (K,), what a mirror plane
+    adds to them (K,) and their mean pair errors (K,), degrees; and the photos as the judge sees them."""
+
+    name: str
+    elevation: np.ndarray
+    azimuth: np.ndarray
+    radius: np.ndarray
+    score: np.ndarray
+    mirror_gain: np.ndarray
+    error: np.ndarray
+    photos: list[np.ndarray]
+
+    def chosen(self, bonus: np.ndarray | None = None) -> int:
+        """Which one ``estimate.choose`` would take if ``bonus`` (K,) came on top of the scores."""
+        from relposepp.estimate import SYMMETRY_CANDIDATES, SYMMETRY_WORTH
+
+        score = self.score if bonus is None else self.score + bonus
+        order = np.argsort(-score, kind="stable")
+        order = order[score[order] > score[order[0]] - SYMMETRY_WORTH][: 2 * SYMMETRY_CANDIDATES]  # twice: near copies are not counted there
+        return int(order[np.argmax((score + self.mirror_gain)[order])])
+
+
+def collect_candidates(scenes, network, config: RelPoseConfig, device: str, cache: Path | None = None, mirrored: int = 120) -> list[Candidates]:
+    """Of all scenes; from ``cache`` where that is a file, written there otherwise. Mirror planes are looked for in the ``mirrored`` best ones."""
+    import torch
+
+    from relposepp.estimate import SYMMETRY_MISSED, SYMMETRY_WORTH, network_inputs, propose, reranker_of
+    from relposepp.inference import NetworkScores
+    from relposepp.symmetry import Symmetry
+    from sap3d.images import resize
+
+    if cache and cache.is_file():
+        return [Candidates(**values) for values in pickle.loads(cache.read_bytes())]
+    found = []
+    for name, photos, truth, _, _ in scenes:
+        inputs, _ = network_inputs(photos, network.config.image_size, False)
+        with torch.no_grad():
+            scores = NetworkScores(network, network.features(torch.from_numpy(inputs)[None].to(device))[0])
+        reranker = reranker_of(scores, photos, config)
+        reranker.judge = None
+        solution = reranker.search(propose(scores, config))
+        score = reranker.terms(solution) @ reranker.weights
+        pose = [getattr(solution, f).double().numpy() for f in ("elevation", "azimuth", "radius")]
+        best, gain = np.argsort(-score)[:mirrored], np.zeros(len(score))
+        symmetry = Symmetry(photos, None, reranker.consistency)
+        missed = symmetry.missed(*(x[best] for x in pose), np.deg2rad(np.arange(0, 180, symmetry.STEP_DEG))).min(1)
+        gain[best] = SYMMETRY_WORTH * (1 - np.minimum(missed / SYMMETRY_MISSED, 1))
+        error = np.array([np.mean(pair_errors_deg(r, truth)) for r in look_at_rotation(pose[0], pose[1])])
+        found.append(Candidates(name, *pose, score, gain, error, [resize(photo, 128) for photo in photos]))
+        print(f"  {name}: {len(score)} candidates, chosen {error[found[-1].chosen()]:.1f}, best {error.min():.1f} degrees", flush=True)
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_bytes(pickle.dumps([vars(c) for c in found]))
+    return found
+
+
+def compare_judge(candidates: list[Candidates], judge, weights=(0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0, 4.0, 1000.0)) -> None:
+    """Print every scene's error and the summary for some weights of the judge (the last one: the judge alone)."""
+    from relposepp.judge import SceneJudge
+
+    begin = time.monotonic()
+    opinions = [SceneJudge(judge, c.photos).scores(c.elevation, c.azimuth, c.radius) for c in candidates]
+    seconds = (time.monotonic() - begin) / len(candidates)
+    print(f"  {'error of the choice, degrees; weight':46s}" + "".join(f"{w:7g}" for w in weights) + f"   {'best':>6s}  rank of the best by the judge ({seconds:.1f} s a scene)")
+    table = np.array([[c.error[c.chosen(w * o)] for w in weights] for c, o in zip(candidates, opinions)])
+    for row, c, o in zip(table, candidates, opinions):
+        right = c.error < max(15.0, c.error.min() + 1)
+        rank = int((o > o[right].max()).sum())
+        print(f"  {c.name:46s}" + "".join(f"{e:7.1f}" for e in row) + f"   {c.error.min():6.1f}  {rank} of {len(o)}, {right.sum()} right")
+    for name, figure in (("mean", np.mean), ("median", np.median), ("under 15", lambda x, axis: (x < 15).mean(axis)), ("under 30", lambda x, axis: (x < 30).mean(axis))):
+        print(f"  {name:46s}" + "".join(f"{v:7.2f}" for v in figure(table, axis=0)))
+
+
 def fit_weights(candidates: list[tuple[np.ndarray, np.ndarray]], steps: int = 600, ridge: float = 1e-3) -> np.ndarray:
     """Weights (T,) under which a scene's good configurations are likely: expected error of a softmax over its candidates."""
     import torch
@@ -148,6 +242,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=40, help="most scenes a number of views")
     parser.add_argument("--fit", action="store_true", help="fit the weights of the re-ranking (on the corpus only)")
     parser.add_argument("--alone", action="store_true", help="choose among the same configurations by every term alone, and by all")
+    parser.add_argument("--judge", type=Path, help="folder with weights of the judge of pairs: compare the choices for some weights of its opinion")
+    parser.add_argument("--sets", type=int, help="with --type: so many sets of --views photos of every object, in place of its first photos")
+    parser.add_argument("--cache", type=Path, default=Path(".work"), help="with --judge: where the configurations to choose from are kept")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the stage")
     arguments = parser.parse_args(argv)
@@ -161,10 +258,20 @@ def main(argv: list[str] | None = None) -> None:
     device = resolve_device(config.device)
     network, results = load_network(config.weights, device, config.precision), {}
     for views in arguments.views:
-        if arguments.type:
+        if arguments.sets and arguments.type:
+            scenes = typed_sets(arguments.type, views, arguments.sets, arguments.scenes)
+        elif arguments.type:
             scenes = typed_scenes(arguments.type, views, arguments.scenes)
         else:
             scenes = corpus_scenes(arguments.corpus, arguments.part, views, arguments.scenes, 1)
+        if arguments.judge:
+            from relposepp.judge import load_judge
+
+            print(f"{views} views")
+            sets = f"_sets{arguments.sets}" if arguments.type and arguments.sets else ""
+            cache = arguments.cache / f"judge_candidates_{arguments.type or arguments.part}_{views}{sets}.pkl"
+            compare_judge(collect_candidates(scenes, network, config, device, cache), load_judge(arguments.judge))
+            continue
         if arguments.fit or arguments.alone:
             candidates = candidate_terms(scenes, network, config, device)
             weights = fit_weights(candidates) if arguments.fit else weights_for(views)

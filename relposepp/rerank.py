@@ -1,12 +1,13 @@
 """Re-ranking: configurations whose outlines agree, judged by all that the photos say.
 
 score = weights . terms; the terms (``TERMS``) are the network's opinion, the outlines (relposepp/tangency.py), the visual
-hull with colours (relposepp/consistency.py), the colours at the outlines (relposepp/limb.py), and how people take photos. Only
-the first was trained. The weights come from the validation part of the corpus (a coarse grid and ``python -m
-relposepp.evaluate --fit``: the good configurations of a scene should win), but for these decisions: the network's scores of pairs
-count nothing beside the colours at the outlines, because it was trained on the like of the corpus and is near chance
-on scanned objects (its elevations count, and it proposes configurations); the weight of those colours was chosen on the
-bundled demo objects; from four views on the outlines count by their number of equations.
+hull with colours (relposepp/consistency.py), the colours at the outlines (relposepp/limb.py), how people take photos, and the
+judge of pairs (relposepp/judge.py). Only the first and the last were trained. The weights come
+from the validation part of the corpus (a coarse grid and ``python -m relposepp.evaluate --fit``: the good configurations of a scene
+should win), but for these decisions: the network's scores of pairs count nothing beside the colours at the outlines, because it was
+trained on the like of the corpus and is near chance on scanned objects (its elevations count, and it proposes configurations); the weight of
+those colours and that of the judge were chosen on the bundled demo objects; from four views on the outlines count by their number of equations, and
+suffice without the judge.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ import torch
 from relposepp.consistency import MEASURES, Consistency
 from relposepp.handheld import Handheld
 from relposepp.inference import Grid, Hypothesis, Tables, configuration_distance_deg
+from relposepp.judge import SceneJudge, load_judge
 from relposepp.limb import Limb
 from relposepp.multistart import Effort, refine, search_outlines
 from relposepp.tangency import Slack, Solution, Tangency
 from sap3d.cameras import RADIUS
 
-TERMS = ("pairs", "elevations", "outlines", "upright", "spacing", "limb", *MEASURES)
+TERMS = ("pairs", "elevations", "outlines", "upright", "spacing", "limb", *MEASURES, "judge")
+JUDGED_PAIRS = 300  # relative poses that the judge of pairs is asked about: of the configurations that are best by the other terms
 
 # By number of views (for others, the nearest one), in the order of TERMS.
 WEIGHTS: dict[int, tuple[float, ...]] = {
-    2: (0.0, 0.3, 0.15, 0.25, 1.0, 20.0, 50.0, 37.0, 5.0, 1.2, -1.0, 0.0),
-    3: (0.0, 0.2, 0.15, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
-    5: (0.0, 0.2, 3.0, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05),
+    2: (0.0, 0.3, 0.15, 0.25, 1.0, 20.0, 50.0, 37.0, 5.0, 1.2, -1.0, 0.0, 0.3),
+    3: (0.0, 0.2, 0.15, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05, 0.2),
+    5: (0.0, 0.2, 3.0, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05, 0.0),
 }
 
 NOISE = 1.0  # cost of the best solution above which masks are taken to be imperfect, and all costs for less
@@ -74,15 +77,20 @@ class Reranker:
     candidates: int
     seed: int = 0
     handheld_fov_rad: list[float] | None = None
+    judge: SceneJudge | None = None
 
     @classmethod
     def of(
-        cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0, handheld_fov_rad: list[float] | None = None
-    ) -> Reranker:
-        """handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py)."""
+        cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0, handheld_fov_rad: list[float] | None = None,
+        judged: bool = True,
+    ) -> Reranker:  # fmt: skip
+        """handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py); judged: ask the judge of pairs, where it has a weight."""
         consistency = Consistency(images, handheld_fov_rad)
         tangency = Tangency(images, handheld_fov_rad)
-        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad)
+        judge = None  # it knows cameras that look at the origin only
+        if judged and len(images) > 1 and not handheld_fov_rad and weights_for(len(images))[TERMS.index("judge")]:
+            judge = SceneJudge(load_judge(), images)
+        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge)
 
     @property
     def weights(self) -> np.ndarray:
@@ -113,7 +121,19 @@ class Reranker:
         cost = solution.cost.double().numpy()
         own = [self._pair_score(elevation, azimuth), unary.mean(1), -cost / max(NOISE, cost.min()), upright, spacing(elevation, azimuth),
                self.limb.ratio(*pose, limb_tables)]  # fmt: skip
-        return np.concatenate([np.stack(own, 1), measured], 1)
+        found = np.concatenate([np.stack(own, 1), measured, np.zeros((len(cost), 1))], 1)
+        if self.judge is not None:
+            found[:, -1] = self._judged(solution, found @ self.weights)
+        return found
+
+    def _judged(self, solution: Solution, score: np.ndarray) -> np.ndarray:
+        """The judge's scores (K,) of the configurations of the largest ``score`` (K,), ``JUDGED_PAIRS`` in all; the least of them for the others."""
+        views = solution.elevation.shape[1]
+        best = np.argsort(-score, kind="stable")[: max(1, JUDGED_PAIRS // (views * (views - 1) // 2))]
+        asked = self.judge.scores(*(x[torch.from_numpy(best)] for x in (solution.elevation, solution.azimuth, solution.radius)))
+        found = np.full(len(score), asked.min())
+        found[best] = asked
+        return found
 
     def _pair_score(self, elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
         """The tables' log-probability, mean over pairs, at the nearest elevations, interpolated in azimuth."""

@@ -19,6 +19,8 @@ from sap3d.images import fields_of_view, load_input_views
 from sap3d.scene import Scene, completion_record, read_cameras, stage_complete, write_cameras
 from sap3d.stage import run_stage
 
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+
 
 def main(scene: Scene, config: RelPoseConfig) -> Path:
     """Estimate the cameras of a scene; returns the camera file. Nothing is done when it is there and still valid."""
@@ -35,6 +37,8 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
         raise InputError(f"{config.cameras}: has no camera for view {min(set(photos) - set(given))}")
     if given is None:
         inputs["weights"] = _weights_folder(config)
+        if config.judge and config.rerank:
+            inputs["judge"] = WEIGHTS / "judge"
     else:
         inputs["cameras"] = Path(config.cameras)
     for name in photos:
@@ -99,7 +103,7 @@ def check(config: RelPoseConfig) -> None:
 
 
 def _weights_folder(config: RelPoseConfig) -> Path:
-    return Path(config.weights) if config.weights else Path(__file__).resolve().parent / "weights" / "tiny"
+    return Path(config.weights) if config.weights else WEIGHTS / "tiny"
 
 
 def _photo_path(scene: Scene, name: str) -> Path:

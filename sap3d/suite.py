@@ -205,7 +205,7 @@ def definition(variant: Variant) -> dict:
 def made_by() -> str:
     """Hash of the stages' default settings (their config.py files) and of the bundled weights: another one makes rows out of date."""
     files = [REPOSITORY / module.rpartition(".")[0].replace(".", "/") / "config.py" for module in STAGES.values()]
-    for folder in (BUNDLED_ZERO123, REPOSITORY / "relposepp" / "weights" / "tiny"):
+    for folder in (BUNDLED_ZERO123, REPOSITORY / "relposepp" / "weights"):
         files += sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     return fingerprint({}, {path.relative_to(REPOSITORY).as_posix(): path for path in files})[:12]
 
