@@ -18,7 +18,7 @@ import torch
 from camerabooth.config import BoothConfig
 from camerabooth.nvs import novel_views
 from camerabooth.training import compute_context
-from sap3d.cameras import Camera, camera_from_pose
+from sap3d.cameras import Camera, camera_from_pose, pose_condition
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import composite_white, contact_sheet, load_input_views, load_rgba, resize, save_image
@@ -52,8 +52,19 @@ def through_autoencoder(model: Zero123, images: dict[str, np.ndarray]) -> dict[s
     return {name: resize(image, batch.shape[-1]) for name, image in zip(images, decoded)}
 
 
-def evaluate_object(model: Zero123, type_: str, name: str, views: list[int], config: BoothConfig) -> tuple[list[dict], np.ndarray]:
-    """Rows of figures, one a way and number of views, and a picture: truth, then a row of novel views for each number."""
+@torch.no_grad()
+def first_guesses(model: Zero123, photos: torch.Tensor, cameras: list[Camera], targets: dict[str, Camera], size: int) -> dict[str, np.ndarray]:
+    """What the model's renderer alone shows (S, S, 3) of the targets, before any diffusion; photos (N, 4, S, S)."""
+    features = model.encode_condition(photos[:, :3], photos[:, 3:])
+    found = {}
+    for key, target in targets.items():
+        pose = torch.tensor(np.stack([pose_condition(target, camera) for camera in cameras]), dtype=torch.float32)[None]
+        found[key] = model.first_guess(features[torch.arange(len(cameras))[None]], pose, size)[0].permute(1, 2, 0).numpy()
+    return found
+
+
+def evaluate_object(model: Zero123, type_: str, name: str, views: list[int], config: BoothConfig, guess: bool = False) -> tuple[list[dict], np.ndarray]:
+    """Rows of figures, one a way and number of views, and a picture: truth, then a row of novel views for each number. guess: of the first guesses alone too."""
     scene = Scene(type_, name, max(views))
     photos = load_input_views(scene)
     cameras = true_cameras(scene.truth_poses_dir, photos)
@@ -67,6 +78,10 @@ def evaluate_object(model: Zero123, type_: str, name: str, views: list[int], con
         began = time.time()
         found = novel_views(model, photos_over_white({k: photos[k] for k in chosen}), {k: cameras[k] for k in chosen}, targets, config)
         sets["zero-shot", count, time.time() - began] = found
+        if guess:
+            began = time.time()
+            found = first_guesses(model, photos_over_white({k: photos[k] for k in chosen}), [cameras[k] for k in chosen], targets, config.output_size)
+            sets["first guess", count, time.time() - began] = found
     scores = score_images(truth, sets)
     rows = [
         {"object": name, "way": way, "views": count, **{key: round(value, 5) for key, value in s.compat().items()}, "seconds": round(seconds, 1)}
@@ -93,6 +108,7 @@ def main() -> None:
     parser.add_argument("--type", default="GSO_demo")
     parser.add_argument("--objects", nargs="*", help="only these")
     parser.add_argument("--views", nargs="+", type=int, default=[1])
+    parser.add_argument("--guess", action="store_true", help="the first guesses alone too, of a model that makes them")
     parser.add_argument("--model", help="model folder (default: the bundled one)")
     parser.add_argument("--rows", type=Path, help="CSV file to write")
     parser.add_argument("--sheets", type=Path, help="folder for pictures")
@@ -103,7 +119,7 @@ def main() -> None:
     compute_context(config.precision, model.device)  # an unusable precision is refused before hours of work
     rows: list[dict] = []
     for name in arguments.objects or objects_of(arguments.type):
-        found, sheet = evaluate_object(model, arguments.type, name, arguments.views, config)
+        found, sheet = evaluate_object(model, arguments.type, name, arguments.views, config, arguments.guess and model.multiplane is not None)
         rows += found
         print(name + ": " + "; ".join(f"{r['way']} {r['views'] or ''} {r['psnr']:.2f} dB {r['lpips']:.3f}" for r in found), flush=True)
         if arguments.sheets:
