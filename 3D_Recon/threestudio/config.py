@@ -23,17 +23,17 @@ class ReconConfig:
     # over the object's own box.
     field: str = "dense"  # dense or hash
     box: float = 0.55  # the object lies inside [-box, box]^3
-    grid: List[int] = dataclasses.field(default_factory=lambda: [32, 64, 96])  # one entry a level
-    level_starts: List[float] = dataclasses.field(default_factory=lambda: [0.0, 0.2, 0.5])  # share of the steps at which a level begins
-    photo_sizes: List[int] = dataclasses.field(default_factory=lambda: [64, 128, 256])  # pixels of the photos at each level
+    grid: List[int] = dataclasses.field(default_factory=lambda: [32, 64])  # one entry a level
+    level_starts: List[float] = dataclasses.field(default_factory=lambda: [0.0, 0.4])  # share of the steps at which a level begins
+    photo_sizes: List[int] = dataclasses.field(default_factory=lambda: [64, 256])  # pixels of the photos at each level
     initial_density: float = 8.0  # per object length, inside the silhouettes' hull
     occupancy_cells: int = 64  # along the longest side of the box
 
     # Optimisation
-    steps: int = 600
+    steps: int = 400  # more, or a third level of 96: sharper where photos see, thinner where none does (docs/log.md)
     rays: int = 2048  # pixels of the photos a step
     learning_rate: float = 0.6  # Adam, of raw grid values; falls exponentially. A third of it leaves surfaces soft (docs/log.md).
-    final_rate: float = 0.1  # by this factor until the end
+    final_rate: float = 0.2  # by this factor until the end
 
     # Photos
     photos: bool = True  # rgb and mask losses and the silhouettes' hull; false: the prior alone
@@ -98,7 +98,7 @@ class ReconConfig:
     turntable_frames: int = 60
     turntable_size: int = 256
     mesh_cells: int = 160  # marching cubes, along the longest side
-    mesh_slack: float = 1.5  # voxels by which a point must lie in front of what a depth map shows to be empty
+    mesh_slack: float = 3.0  # voxels by which a point must lie in front of what a depth map shows to be empty
     mesh_faces: int = 40000
     texture: str = "uv"  # uv (atlas with a texture) or vertex (vertex colours)
     texture_from_photos: bool = True  # where photos see the surface; false: colours of the field alone
@@ -107,8 +107,8 @@ class ReconConfig:
 
     SECTION: ClassVar[str] = "recon"  # of a preset
     QUICK: ClassVar[tuple[str, ...]] = (
-        "steps=220", "final_rate=0.2", "grid=[32,64]", "level_starts=[0.0,0.4]", "photo_sizes=[64,256]", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8", "sds_cameras=12",
-        "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_faces=20000", "texture_size=512",
+        "steps=220", "rays=1536", "free_rays=384", "warm_start_rays=512", "sds_every=8", "sds_cameras=12",
+        "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_slack=1.5", "mesh_faces=20000", "texture_size=512",
     )  # fmt: skip
 
 
