@@ -9,7 +9,16 @@ import pytest
 
 from sap3d.scene import REPOSITORY
 
-COUNT = "import resource, sap3d, numpy; [numpy.ones(5_000_000) for _ in range(30)]; print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"  # 40 MB each
+COUNT = """
+import ctypes, resource, sap3d
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes, libc.memset.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+for _ in range(30):
+    block = libc.malloc(40_000_000)
+    libc.memset(block, 1, 40_000_000)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
 
 
 def page_faults(**settings: str) -> int:
