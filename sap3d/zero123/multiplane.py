@@ -75,13 +75,13 @@ class MultiplaneRenderer(ModelMixin, ConfigMixin):
         volume = self.network(self.entry(volume.contiguous(memory_format=torch.channels_last_3d)))
 
         # In float32 from here on, whatever the network was computed in: half precision would round the little light that most cells let through.
-        density = shuffle(self.density(volume).float())  # (B, 1, K, 2c, 2c)
+        density = smooth(shuffle(self.density(volume).float()))  # (B, 1, K, 2c, 2c)
         painted, painted_logit = self.paint(volume).float().split([12, 1], 1)
         angle = cosine[:, :, None, None, None, None].expand(-1, -1, 1, *seen.shape[3:])
         photo = self.from_photo(torch.cat([seen, angle], 2).flatten(0, 1)).unflatten(0, (batch, count))
         logits = self.weight(F.silu(photo + self.from_volume(volume)[:, None]).flatten(0, 1)).view(batch, count, *volume.shape[2:])
         weights = torch.softmax(torch.cat([logits.float(), painted_logit], 1), 1)
-        photos, painted = photos.unflatten(0, (batch, count)), torch.sigmoid(shuffle(painted))
+        photos, painted = photos.unflatten(0, (batch, count)), torch.sigmoid(smooth(shuffle(painted)))
         if torch.is_grad_enabled() or size <= 4 * cells:  # below, looking for what matters costs as much as it saves
             return self._composite(photos, flat, density, weights, painted, size)
         hull = cover.unflatten(0, (batch, count)).amin(1)[:, 0]
@@ -233,6 +233,17 @@ def shuffle(planes: Tensor) -> Tensor:
     """The inverse of ``unshuffle``."""
     b, c, k, h, w = planes.shape
     return planes.reshape(b, c // 4, 2, 2, k, h, w).permute(0, 1, 4, 5, 2, 6, 3).reshape(b, c // 4, k, 2 * h, 2 * w)
+
+
+def smooth(planes: Tensor) -> Tensor:
+    """Each plane of (B, C, K, h, w) filtered with [1, 2, 1] / 4 along both sides: the places of a cell are apt to make a checkerboard (Odena et al.,
+    "Deconvolution and checkerboard artifacts", 2016), which LPIPS likes and people do not."""
+    for axis in (-1, -2):
+        length = planes.shape[axis]
+        before = torch.cat([planes.narrow(axis, 0, 1), planes.narrow(axis, 0, length - 1)], axis)
+        after = torch.cat([planes.narrow(axis, 1, length - 1), planes.narrow(axis, length - 1, 1)], axis)
+        planes = planes / 2 + (before + after) / 4
+    return planes
 
 
 def resize_planes(planes: Tensor, size: int) -> Tensor:
