@@ -126,10 +126,14 @@ def symmetric_first(hypotheses: list[Hypothesis], symmetry: Symmetry) -> list[Hy
     kept = [h for h in hypotheses if h.score > hypotheses[0].score - SYMMETRY_WORTH][:SYMMETRY_CANDIDATES]
     pose = [np.stack([getattr(h, name) for h in kept]) for name in ("elevation_rad", "azimuth_rad", "radius")]
     turn = None if kept[0].turn_rad is None else np.stack([h.turn_rad for h in kept])
-    missed = symmetry.missed(*pose, np.deg2rad(np.arange(0, 180, symmetry.STEP_DEG)), turn).min(1)
-    gained = SYMMETRY_WORTH * (1 - np.minimum(missed / SYMMETRY_MISSED, 1))
-    scored = [replace(h, score=h.score + gain) for h, gain in zip(kept, gained)] + hypotheses[len(kept) :]
+    scored = [replace(h, score=h.score + gain) for h, gain in zip(kept, mirror_gain(symmetry, *pose, turn))] + hypotheses[len(kept) :]
     return sorted(scored, key=lambda h: -h.score)
+
+
+def mirror_gain(symmetry: Symmetry, elevation_rad: np.ndarray, azimuth_rad: np.ndarray, radius: np.ndarray, turn_rad: np.ndarray | None = None) -> np.ndarray:
+    """What the best mirror plane is worth (K,), 0 to ``SYMMETRY_WORTH``, to configurations (K, N)."""
+    missed = symmetry.missed(elevation_rad, azimuth_rad, radius, np.deg2rad(np.arange(0, 180, symmetry.STEP_DEG)), turn_rad).min(1)
+    return SYMMETRY_WORTH * (1 - np.minimum(missed / SYMMETRY_MISSED, 1))
 
 
 def accepted_plane(symmetry: Symmetry, cameras: list[Camera], turn_rad: np.ndarray | None = None) -> tuple[float | None, dict]:

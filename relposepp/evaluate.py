@@ -11,9 +11,8 @@ This is evaluation: it reads the ground truth (poses/), which the stage itself n
 from __future__ import annotations
 
 import argparse
-import pickle
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from relposepp.rotations import look_at_rotation
 from sap3d.cameras import RADIUS, rotation_angle_deg
 from sap3d.config import load_config, resolve_device
 from sap3d.errors import InputError, cli
-from sap3d.scene import Scene, root_dir, write_json
+from sap3d.scene import Scene, atomic_path, root_dir, write_json
 
 
 def pair_errors_deg(rotations: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -122,20 +121,25 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
 
 
 # --- re-ranking: each term alone, and the fit of the weights ----------------------------------------------------------
-def candidate_terms(scenes, network, config: RelPoseConfig, device: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A scene: terms (K, T) of the configurations that the re-ranking chooses from, and their mean pair errors (K,)."""
+def candidates_of(photos, network, config: RelPoseConfig, device: str):
+    """The re-ranker of a scene, and the configurations that it chooses from."""
     import torch
 
     from relposepp.estimate import network_inputs, propose, reranker_of
     from relposepp.inference import NetworkScores
 
+    inputs, _ = network_inputs(photos, network.config.image_size, False)
+    with torch.no_grad():
+        scores = NetworkScores(network, network.features(torch.from_numpy(inputs)[None].to(device))[0])
+    reranker = reranker_of(scores, photos, config)
+    return reranker, reranker.search(propose(scores, config))
+
+
+def candidate_terms(scenes, network, config: RelPoseConfig, device: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A scene: terms (K, T) of the configurations that the re-ranking chooses from, and their mean pair errors (K,)."""
     found = []
     for _, photos, truth, _, _ in scenes:
-        inputs, _ = network_inputs(photos, network.config.image_size, False)
-        with torch.no_grad():
-            scores = NetworkScores(network, network.features(torch.from_numpy(inputs)[None].to(device))[0])
-        reranker = reranker_of(scores, photos, config)
-        solution = reranker.search(propose(scores, config))
+        reranker, solution = candidates_of(photos, network, config, device)
         rotations = look_at_rotation(solution.elevation.double().numpy(), solution.azimuth.double().numpy())
         found.append((reranker.terms(solution), np.array([np.mean(pair_errors_deg(r, truth)) for r in rotations])))
     return found
@@ -154,7 +158,19 @@ class Candidates:
     score: np.ndarray
     mirror_gain: np.ndarray
     error: np.ndarray
-    photos: list[np.ndarray]
+    photos: np.ndarray
+
+    @staticmethod
+    def write(found: list[Candidates], path: Path) -> None:
+        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, **{f"{k} {field}": value for k, one in enumerate(found) for field, value in vars(one).items()})
+
+    @classmethod
+    def read(cls, path: Path) -> list[Candidates]:
+        with np.load(path) as data:
+            scenes = 1 + max(int(key.split()[0]) for key in data)
+            values = [{f.name: data[f"{k} {f.name}"] for f in fields(cls)} for k in range(scenes)]
+        return [cls(**one | {"name": str(one["name"])}) for one in values]
 
     def chosen(self, bonus: np.ndarray | None = None) -> int:
         """Which one ``estimate.choose`` would take if ``bonus`` (K,) came on top of the scores."""
@@ -168,35 +184,25 @@ class Candidates:
 
 def collect_candidates(scenes, network, config: RelPoseConfig, device: str, cache: Path | None = None, mirrored: int = 120) -> list[Candidates]:
     """Of all scenes; from ``cache`` where that is a file, written there otherwise. Mirror planes are looked for in the ``mirrored`` best ones."""
-    import torch
-
-    from relposepp.estimate import SYMMETRY_MISSED, SYMMETRY_WORTH, network_inputs, propose, reranker_of
-    from relposepp.inference import NetworkScores
+    from relposepp.estimate import mirror_gain
     from relposepp.symmetry import Symmetry
     from sap3d.images import resize
 
     if cache and cache.is_file():
-        return [Candidates(**values) for values in pickle.loads(cache.read_bytes())]
+        return Candidates.read(cache)
     found = []
     for name, photos, truth, _, _ in scenes:
-        inputs, _ = network_inputs(photos, network.config.image_size, False)
-        with torch.no_grad():
-            scores = NetworkScores(network, network.features(torch.from_numpy(inputs)[None].to(device))[0])
-        reranker = reranker_of(scores, photos, config)
+        reranker, solution = candidates_of(photos, network, config, device)
         reranker.judge = None
-        solution = reranker.search(propose(scores, config))
         score = reranker.terms(solution) @ reranker.weights
         pose = [getattr(solution, f).double().numpy() for f in ("elevation", "azimuth", "radius")]
         best, gain = np.argsort(-score)[:mirrored], np.zeros(len(score))
-        symmetry = Symmetry(photos, None, reranker.consistency)
-        missed = symmetry.missed(*(x[best] for x in pose), np.deg2rad(np.arange(0, 180, symmetry.STEP_DEG))).min(1)
-        gain[best] = SYMMETRY_WORTH * (1 - np.minimum(missed / SYMMETRY_MISSED, 1))
+        gain[best] = mirror_gain(Symmetry(photos, None, reranker.consistency), *(x[best] for x in pose))
         error = np.array([np.mean(pair_errors_deg(r, truth)) for r in look_at_rotation(pose[0], pose[1])])
-        found.append(Candidates(name, *pose, score, gain, error, [resize(photo, 128) for photo in photos]))
+        found.append(Candidates(name, *pose, score, gain, error, np.stack([resize(photo, 128) for photo in photos])))
         print(f"  {name}: {len(score)} candidates, chosen {error[found[-1].chosen()]:.1f}, best {error.min():.1f} degrees", flush=True)
     if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_bytes(pickle.dumps([vars(c) for c in found]))
+        Candidates.write(found, cache)
     return found
 
 
@@ -269,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
 
             print(f"{views} views")
             sets = f"_sets{arguments.sets}" if arguments.type and arguments.sets else ""
-            cache = arguments.cache / f"judge_candidates_{arguments.type or arguments.part}_{views}{sets}.pkl"
+            cache = arguments.cache / f"judge_candidates_{arguments.type or arguments.part}_{views}{sets}.npz"
             compare_judge(collect_candidates(scenes, network, config, device, cache), load_judge(arguments.judge))
             continue
         if arguments.fit or arguments.alone:

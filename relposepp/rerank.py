@@ -6,7 +6,8 @@ judge of pairs (relposepp/judge.py). Only the first and the last were trained. T
 from the validation part of the corpus (a coarse grid and ``python -m relposepp.evaluate --fit``: the good configurations of a scene
 should win), but for these decisions: the network's scores of pairs count nothing beside the colours at the outlines, because it was
 trained on the like of the corpus and is near chance on scanned objects (its elevations count, and it proposes configurations); the weight of
-those colours and that of the judge were chosen on the bundled demo objects (the corpus says little about either); from four views on the outlines count by their number of equations, and
+those colours was chosen on the bundled demo objects, that of the judge at the low end of what is good on them, the corpus and, looked at too, scans
+(docs/log.md); from four views on the outlines count by their number of equations, and
 suffice without the judge.
 """
 

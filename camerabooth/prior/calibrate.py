@@ -13,7 +13,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from camerabooth.prior.data import PairSource
+from camerabooth.prior.data import PairSource, to_device
 from sap3d.errors import InputError, cli
 from sap3d.zero123 import ConditionFeatures, Zero123, load_zero123
 from sap3d.zero123.model import load_multiplane
@@ -42,7 +42,7 @@ def measure_residual(model: Zero123, source: PairSource, batches: int = 40) -> N
     """Variance of the truth's latents about the guess's: sets ``MultiplaneRenderer.residual_variance``."""
     total, model = 0.0, model.eval()
     for step in range(batches):
-        batch = {name: tensor.to(model.device) for name, tensor in source.batch(step).items()}
+        batch = to_device(source.batch(step), model.device)
         guess = model.multiplane(condition_ink(batch), batch["pose"].flatten(0, 1))
         left = model.encode_target((1 - guess[:, :3]).clamp(0, 1)) - model.encode_target(batch["target"].flatten(0, 1)[:, :3])
         total = total + left.square().mean((0, 2, 3))
@@ -62,7 +62,7 @@ def measure_gain(model: Zero123, source: PairSource, batches: int = 8, report: C
     bins = len(model.correction_gain)
     products, squares, errors = (torch.zeros(bins, model.latent_channels, dtype=torch.float64) for _ in range(3))
     for step in range(batches):
-        batch = {name: tensor.to(model.device) for name, tensor in source.batch(step).items()}
+        batch = to_device(source.batch(step), model.device)
         prepared = model.conditions(condition_features(model, batch), batch["pose"].flatten(0, 1))
         latents = model.encode_target(batch["target"].flatten(0, 1)[:, :3])
         generator = torch.Generator().manual_seed(step)

@@ -69,6 +69,10 @@ class PairSource:
             yield self.batch(step, rank)
 
 
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def random_tints(rng: np.random.Generator, count: int, probability: float = 0.6) -> np.ndarray:
     """(count, 3) factors of the objects' colours in (0, 1], the largest of a row near 1; a row of ones is left alone.
 

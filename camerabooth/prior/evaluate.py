@@ -17,8 +17,9 @@ import torch
 
 from camerabooth.config import BoothConfig
 from camerabooth.nvs import novel_views
+from camerabooth.prior.validate import guess_views
 from camerabooth.training import compute_context
-from sap3d.cameras import Camera, camera_from_pose, pose_condition
+from sap3d.cameras import Camera, camera_from_pose
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import composite_white, contact_sheet, load_input_views, load_rgba, resize, save_image
@@ -55,12 +56,8 @@ def through_autoencoder(model: Zero123, images: dict[str, np.ndarray]) -> dict[s
 @torch.no_grad()
 def first_guesses(model: Zero123, photos: torch.Tensor, cameras: list[Camera], targets: dict[str, Camera], size: int) -> dict[str, np.ndarray]:
     """What the model's renderer alone shows (S, S, 3) of the targets, before any diffusion; photos (N, 4, S, S)."""
-    features = model.encode_condition(photos[:, :3], photos[:, 3:])
-    found = {}
-    for key, target in targets.items():
-        pose = torch.tensor(np.stack([pose_condition(target, camera) for camera in cameras]), dtype=torch.float32)[None]
-        found[key] = model.first_guess(features[torch.arange(len(cameras))[None]], pose, size)[0].permute(1, 2, 0).numpy()
-    return found
+    guesses = guess_views(model, model.encode_condition(photos[:, :3], photos[:, 3:]), cameras, list(targets.values()), size=size)
+    return dict(zip(targets, guesses.permute(0, 2, 3, 1).numpy()))
 
 
 def evaluate_object(model: Zero123, type_: str, name: str, views: list[int], config: BoothConfig, guess: bool = False) -> tuple[list[dict], np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Sequence
 import numpy as np
 import torch
 
-from camerabooth.prior.data import over_white
+from camerabooth.prior.data import over_white, to_device
 from sap3d.cameras import Camera, pose_condition
 from sap3d.images import contact_sheet
 from sap3d.zero123 import ConditionFeatures, Zero123
@@ -17,7 +17,7 @@ from sap3d.zero123.sampler import sample_views
 @torch.no_grad()
 def validation_loss(model: Zero123, source, loss, batches: int = 6) -> float:
     """Mean loss over fixed batches with fixed noise and nothing dropped."""
-    return float(np.mean([float(loss(model, _to(source.batch(k), model.device), torch.Generator().manual_seed(k), 0.0, 0.0)) for k in range(batches)]))
+    return float(np.mean([float(loss(model, to_device(source.batch(k), model.device), torch.Generator().manual_seed(k), 0.0, 0.0)) for k in range(batches)]))
 
 
 @torch.no_grad()
@@ -43,11 +43,11 @@ def sample_sheet(model: Zero123, source, objects: int = 8, targets: int = 6, con
 
 
 @torch.no_grad()
-def guess_views(model: Zero123, features: ConditionFeatures, conditions: Sequence[Camera], targets: Sequence[Camera], *_) -> torch.Tensor:
-    """The first guess (T, 3, S, S) of views, called as ``sample_views`` is."""
+def guess_views(model: Zero123, features: ConditionFeatures, conditions: Sequence[Camera], targets: Sequence[Camera], *_, size: int | None = None) -> torch.Tensor:
+    """The first guess (T, 3, S, S) of views, called as ``sample_views`` is; size: None for the model's."""
     pose = torch.tensor(np.stack([[pose_condition(t, c) for c in conditions] for t in targets]), dtype=torch.float32)
-    ink = features.concat[None].expand(len(targets), -1, -1, -1, -1)
-    return torch.cat([(1 - model.multiplane(i, p)[:, :3]).clamp(0, 1) for i, p in zip(ink.split(6), pose.to(ink.device).split(6))])
+    every = torch.arange(len(conditions), device=features.concat.device)
+    return torch.cat([model.first_guess(features[every.expand(len(p), -1)], p, size) for p in pose.to(every.device).split(6)])
 
 
 def _square(image: torch.Tensor, size: int) -> np.ndarray:
@@ -61,7 +61,3 @@ def _square(image: torch.Tensor, size: int) -> np.ndarray:
 
 def _psnr(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(-10 * torch.log10((first - second).square().mean().clamp_min(1e-8)))
-
-
-def _to(batch: dict, device) -> dict:
-    return {k: v.to(device) for k, v in batch.items()}
