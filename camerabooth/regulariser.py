@@ -33,14 +33,12 @@ def choose_regularisers(scene: Scene, photos: Tensor, choice: str, count: int, s
     if choice == "random":
         picked = np.random.default_rng(seed).permutation(len(known))[:count]
         return load_regularisers(scene.regulariser_dir, [known[i] for i in sorted(picked)], 128)
-    objects = load_regularisers(scene.regulariser_dir, None, 128)
     query = _descriptors(photos)
     scores = []
-    for item in objects:
-        step = max(len(item.cameras) // _VIEWS_COMPARED, 1)
-        views = torch.from_numpy(item.over_white()[::step].copy()).permute(0, 3, 1, 2).float() / 255
+    for item in load_regularisers(scene.regulariser_dir, known, 128, _VIEWS_COMPARED):
+        views = torch.from_numpy(item.over_white()).permute(0, 3, 1, 2).float() / 255
         scores.append(float((query @ _descriptors(views).T).max(1).values.mean()))
-    return [objects[i] for i in np.argsort(scores)[::-1][:count]]
+    return load_regularisers(scene.regulariser_dir, [known[i] for i in np.argsort(scores)[::-1][:count]], 128)
 
 
 def _descriptors(images: Tensor) -> Tensor:

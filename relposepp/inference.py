@@ -199,11 +199,13 @@ def search_look_at(tables: Tables, grid: Grid, count: int, beam: int = 160, apar
     totals = tables.score(elevation, azimuth)
 
     kept: list[Hypothesis] = []
+    rotations: list[np.ndarray] = []
     for k in np.argsort(-totals):
         angles = grid.elevation_rad[elevation[k]], grid.azimuth_rad[(azimuth[k] - azimuth[k, 0]) % a]
         candidate = Hypothesis(*angles, float(totals[k]))
-        if all(configuration_distance_deg(candidate, other) >= apart_deg for other in kept):
+        if is_apart(candidate.rotations(), rotations, apart_deg):
             kept.append(candidate)
+            rotations.append(candidate.rotations())
         if len(kept) == count:
             break
     return kept
@@ -254,9 +256,9 @@ def coordinate_ascent(
     return elevation, azimuth
 
 
-def configuration_distance_deg(first: Hypothesis, second: Hypothesis) -> float:
-    """Largest angle, over the views, between two configurations that share azimuth 0 at the first view."""
-    return float(rotation_angle_deg(first.rotations(), second.rotations()).max())
+def is_apart(rotations: np.ndarray, others: list[np.ndarray], apart_deg: float) -> bool:
+    """Whether a configuration (N, 3, 3) differs from each of the others, in some view, by ``apart_deg``; all share azimuth 0 at the first view."""
+    return not others or rotation_angle_deg(rotations, np.stack(others)).max(1).min() >= apart_deg
 
 
 # --- all rotations, as published --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 
 from relposepp.consistency import MEASURES, Consistency
 from relposepp.handheld import Handheld
-from relposepp.inference import Grid, Hypothesis, Tables, configuration_distance_deg
+from relposepp.inference import Grid, Hypothesis, Tables, is_apart
 from relposepp.judge import SceneJudge, load_judge
 from relposepp.limb import Limb
 from relposepp.multistart import Effort, refine, search_outlines
@@ -161,9 +161,11 @@ class Reranker:
             solution = self.search(proposals)
             score = self.terms(solution) @ self.weights
         kept: list[Hypothesis] = []
+        rotations: list[np.ndarray] = []
         for k in np.argsort(-score, kind="stable"):
             values = {f: getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth", "radius", "turn")}
             found = Hypothesis(values["elevation"], values["azimuth"], float(score[k]), values["radius"], values["turn"] if self.handheld_fov_rad else None)
-            if all(configuration_distance_deg(found, other) >= apart_deg for other in kept):
+            if is_apart(found.rotations(), rotations, apart_deg):
                 kept.append(found)
+                rotations.append(found.rotations())
         return kept

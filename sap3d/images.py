@@ -182,7 +182,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 def save_image(path: Path, image: np.ndarray) -> None:
     """Write a float image (H, W, 3 or 4) in [0, 1] as PNG, atomically."""
     with atomic_path(Path(path)) as temporary:
-        Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
+        Image.fromarray(to_uint8(image)).save(temporary, format="PNG", compress_level=4)  # as small as 6, in half the time
 
 
 def load_rgb(path: Path) -> np.ndarray:

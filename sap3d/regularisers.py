@@ -58,8 +58,8 @@ def list_regularisers(folder: Path) -> list[str]:
     return sorted(_sources(Path(folder)))
 
 
-def load_regularisers(folder: Path, uids: Sequence[str] | None = None, size: int | None = None) -> list[RegulariserObject]:
-    """Load objects (all of them, or ``uids`` in that order), resized to ``size`` pixels if given.
+def load_regularisers(folder: Path, uids: Sequence[str] | None = None, size: int | None = None, views: int | None = None) -> list[RegulariserObject]:
+    """Load objects (all of them, or ``uids`` in that order), resized to ``size`` pixels if given; about ``views`` evenly chosen views of each, if given.
 
     Raises InputError for an id that is not there and for files that cannot be read.
     """
@@ -73,12 +73,12 @@ def load_regularisers(folder: Path, uids: Sequence[str] | None = None, size: int
     for uid in wanted:
         source = sources[uid]
         if source.is_dir():
-            result.append(_load_folder(source, uid, size))
+            result.append(_load_folder(source, uid, size, views))
             continue
         if source not in packs:
             with np.load(source) as data:
                 packs[source] = {key: data[key] for key in data.files}
-        result.append(_load_packed(packs[source], uid, size))
+        result.append(_load_packed(packs[source], uid, size, views))
     return result
 
 
@@ -98,9 +98,14 @@ def _sources(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _load_folder(path: Path, uid: str, size: int | None) -> RegulariserObject:
+def _step(count: int, views: int | None) -> int:
+    return 1 if views is None else max(count // views, 1)
+
+
+def _load_folder(path: Path, uid: str, size: int | None, views: int | None) -> RegulariserObject:
     images, cameras = [], []
-    for image_path in sorted((path / "images").glob("*.png")):
+    paths = sorted((path / "images").glob("*.png"))
+    for image_path in paths[:: _step(len(paths), views)]:
         pose_path = path / "poses" / f"{image_path.stem}.npy"
         if not pose_path.is_file():
             raise InputError(f"{pose_path}: missing, but {image_path.name} exists; every view needs its pose")
@@ -115,15 +120,16 @@ def _load_folder(path: Path, uid: str, size: int | None) -> RegulariserObject:
     return RegulariserObject(uid, np.stack(images), cameras)
 
 
-def _load_packed(pack: Mapping[str, np.ndarray], uid: str, size: int | None) -> RegulariserObject:
+def _load_packed(pack: Mapping[str, np.ndarray], uid: str, size: int | None, views: int | None) -> RegulariserObject:
     row = [str(u) for u in pack["uids"]].index(uid)
-    views = pack["polar_rad"].shape[1]
+    count = pack["polar_rad"].shape[1]
+    chosen = range(0, count, _step(count, views))
     images = []
-    for k in range(row * views, (row + 1) * views):
+    for k in (row * count + view for view in chosen):
         blob = pack["webp"][pack["offsets"][k] : pack["offsets"][k + 1]].tobytes()
         straight = np.asarray(Image.open(io.BytesIO(blob)).convert("RGBA"), np.float32) / 255
         images.append(_premultiply(straight, size))
-    poses = zip(pack["polar_rad"][row], pack["azimuth_rad"][row], pack["radius"][row])
+    poses = zip(*(pack[name][row][chosen.start : chosen.stop : chosen.step] for name in ("polar_rad", "azimuth_rad", "radius")))
     return RegulariserObject(uid, np.stack(images), [Camera(float(p), float(a), float(r)) for p, a, r in poses])
 
 

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 
+from sap3d.sampling import sample_volume
+
 from .regularisers import add_variation_gradient
 
 VARIATION_LIMITS = (1.0, 0.5, 0.5, 0.5)  # of density and colours, raw: larger differences cost linearly (see regularisers)
@@ -101,8 +103,7 @@ class DenseGrid(Field):
         if points.ndim != 2 or points.shape[-1] != 3:
             raise ValueError(f"points must be (P, 3), got {tuple(points.shape)}")
         unit = (points - self.bounds[0]) * (2 / (self.bounds[1] - self.bounds[0])) - 1
-        sampled = F.grid_sample(self.values[:, channels], unit.view(1, -1, 1, 1, 3), align_corners=True, padding_mode="border")
-        return sampled[0, :, :, 0, 0]
+        return sample_volume(self.values[:, channels], unit, align_corners=True)
 
     def forward(self, points):
         raw = self._interpolate(points, slice(0, 4))

@@ -83,19 +83,19 @@ def render_view(field: Field, occupancy: Occupancy, camera: Camera, size: int, s
     index = first.clone()
     ladder = torch.arange(CHUNK, device=device)
     while len(live):
-        number = index[live, None] + ladder
-        distance = near[live, None] + (number + 0.5) * step
-        keep = occupancy.occupied.view(-1)[occupancy.flat_index(origins[live], directions[live], distance)] & (distance < far[live, None])
-        ray, column = keep.nonzero(as_tuple=True)
-        alpha = torch.zeros_like(distance)
-        if len(ray):
-            points = origins[live[ray]] + directions[live[ray]] * distance[ray, column][:, None]
-            density, colour = field(points)
-            alpha[ray, column] = -torch.expm1(-density * step)
+        origin, direction = origins[live], directions[live]
+        distance = near[live, None] + (index[live, None] + ladder + 0.5) * step
+        keep = occupancy.occupied.view(-1)[occupancy.flat_index(origin, direction, distance)] & (distance < far[live, None])
+        sample = keep.view(-1).nonzero()[:, 0]
+        if len(sample):
+            ray = sample // CHUNK
+            density, colour = field(origin[ray] + direction[ray] * distance.view(-1)[sample, None])
+            alpha = torch.zeros_like(distance)
+            alpha.view(-1)[sample] = -torch.expm1(-density * step)
             through = torch.cumprod(1 - alpha, 1)
             before = torch.cat([torch.ones_like(through[:, :1]), through[:, :-1]], 1) * light[live, None]
-            weight = before * alpha
-            total.index_add_(0, live[ray], weight[ray, column][:, None] * colour)
+            weight = (before * alpha).view(-1)[sample]
+            total.index_add_(0, live[ray], weight[:, None] * colour)
             passed = (through * light[live, None] < 0.5) & torch.isinf(depth[live, None])
             here = passed.any(1)
             depth[live[here]] = distance[here, passed[here].float().argmax(1)]

@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sap3d.sampling import sample_volume
 from sap3d.zero123.sweep import direction_cosine, pixel_centres, target_planes_in_condition, target_points_in_condition
 
 _NEGLIGIBLE = 0.002  # share of a pixel's light below which a cell's own colour is not looked up
@@ -68,9 +69,9 @@ class MultiplaneRenderer(ModelMixin, ConfigMixin):
         seen = torch.cat([warp(described, where), unshuffle(cover)], 1).unflatten(0, (batch, count))  # (B, M, D, K, c, c)
 
         cosine = direction_cosine(pose.float())  # (B, M)
-        share = torch.softmax(self.sharpness * cosine, dim=1)[..., None, None, None, None]
-        mean = (share * seen).sum(1)
-        spread = (share * (seen[:, :, :-4] - mean[:, None, :-4]).square()).sum(1)
+        share = torch.softmax(self.sharpness * cosine, dim=1)
+        mean = torch.einsum("bm,bmdkhw->bdkhw", share, seen)
+        spread = torch.einsum("bm,bmdkhw->bdkhw", share, (seen[:, :, :-4] - mean[:, None, :-4]).square())
         volume = torch.cat([mean, spread, seen[:, :, -4:].amin(1), self._geometry(pose.float(), cosine)], 1)
         volume = self.network(self.entry(volume.contiguous(memory_format=torch.channels_last_3d)))
 
@@ -129,10 +130,9 @@ class MultiplaneRenderer(ModelMixin, ConfigMixin):
         passed = torch.cumprod(1 - alpha, 0)
         share = alpha * torch.cat([torch.ones_like(passed[:1]), passed[:-1]])
         depth = (plane + 0.5) * (2 / len(self.offsets)) - 1
-        points = torch.stack([line[column], line[row], depth.to(line)], -1)[None, None, None]
-        read = lambda planes: F.grid_sample(planes[None], points, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0, 0]  # noqa: E731
-        weight = read(weights)  # (M + 1, P)
-        blended = (weight[:-1, None] * colour).sum(0) + weight[-1:] * read(painted)
+        points = torch.stack([line[column], line[row], depth.to(line)], -1)
+        weight = sample_volume(weights[None], points, align_corners=False)  # (M + 1, P)
+        blended = (weight[:-1, None] * colour).sum(0) + weight[-1:] * sample_volume(painted[None], points, align_corners=False)
         out = blended.new_zeros(3, size * size).index_add(1, row * size + column, share[plane, row, column] * blended)
         return torch.cat([out.view(3, size, size), share.sum(0, keepdim=True)])
 
