@@ -48,7 +48,7 @@ class BoothConfig:
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
     SECTION: ClassVar[str] = "booth"  # of a preset
-    QUICK: ClassVar[tuple[str, ...]] = ("steps=8", "steps_per_extra_view=2")
+    QUICK: ClassVar[tuple[str, ...]] = ("steps=6", "steps_per_extra_view=1")
 
 
 _CHOICES = {

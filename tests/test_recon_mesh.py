@@ -119,43 +119,6 @@ def test_surface_has_the_fields_colours(sphere, sphere_mesh, kind, tmp_path):
     assert np.abs(colours - expected).mean() < 0.02
 
 
-# --- colours from the photos ------------------------------------------------------------------------------------------
-def stripes(points: np.ndarray) -> np.ndarray:
-    """Along z, finer than the field of these tests can hold."""
-    return 0.5 + 0.4 * np.sin(points[..., 2] * 150)
-
-
-def test_texture_comes_from_the_photos_where_they_see_the_surface(sphere):
-    field, occupancy, (values, origin, spacing) = sphere
-    vertices, faces = mesh.extract(values, origin, spacing, 20000)
-    vertices = vertices * (0.35 / np.linalg.norm(vertices, axis=1, keepdims=True))
-    cameras = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(0, 60)}
-    photos = {name: sphere_image(camera, 256, 0.35, lambda points: stripes(points)[..., None].repeat(3, -1)) for name, camera in cameras.items()}
-    normals = vertices / 0.35
-    colours, share = mesh.photo_colours(vertices, normals, vertices, faces, photos, cameras)
-    seen = share == 1
-    assert 0.2 < seen.mean() < 0.6 and np.abs(colours[seen, 0] - stripes(vertices[seen])).mean() < 0.05
-    away = normals @ cameras["000"].center() < -0.2
-    away &= normals @ cameras["001"].center() < -0.2
-    assert away.mean() > 0.2 and share[away].max() == 0  # what no photo sees is left to the field
-    coloured = mesh.bake(field, occupancy, vertices, faces, 64, "vertex", [(photos, cameras)])
-    plain = mesh.bake(field, occupancy, vertices, faces, 64, "vertex")
-    assert np.allclose(coloured.colours[away], plain.colours[away]) and np.abs(coloured.colours[seen] - colours[seen]).max() < 0.05
-
-
-def test_a_photo_colours_nothing_behind_something_else_or_beside_its_mask():
-    """Two squares, one before the other: the far one is hidden; and a photo with an empty mask colours nothing."""
-    square = np.array([[0, -0.2, -0.2], [0, 0.2, -0.2], [0, 0.2, 0.2], [0, -0.2, 0.2]])
-    vertices = np.concatenate([square + [0.2, 0, 0], square - [0.2, 0, 0]])
-    faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
-    camera = {"000": Camera.from_degrees(0, 0)}  # on the x axis
-    points, normals = np.array([[0.2, 0.05, 0.05], [-0.2, 0.05, 0.05]]), np.array([[1.0, 0, 0]] * 2)
-    whole = np.ones((64, 64, 4), np.float32)
-    assert mesh.photo_colours(points, normals, vertices, faces, {"000": whole}, camera)[1].tolist() == [1, 0]
-    empty = whole * [1, 1, 1, 0]
-    assert mesh.photo_colours(points, normals, vertices, faces, {"000": empty}, camera)[1].tolist() == [0, 0]
-
-
 def test_slack_puts_the_surface_further_out():
     solid = lambda p: p.norm(dim=-1) - 0.35  # noqa: E731
     radii = [np.linalg.norm(mesh.extract(*carved(solid, slack=slack)[2], 3000)[0], axis=1).mean() for slack in (0.0, 0.02)]

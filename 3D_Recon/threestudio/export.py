@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Callable, Mapping
 
 import numpy as np
 import torch
 
-from sap3d.cameras import FOV_RAD, protocol_test_cameras, turntable_cameras
+from sap3d.cameras import FOV_RAD, Camera, protocol_test_cameras, turntable_cameras
 from sap3d.images import composite_white, contact_sheet, save_image, write_video
 from sap3d.mesh_render import Lighting, load_mesh, render_rgba
 from sap3d.progress import Progress
@@ -16,26 +16,34 @@ from sap3d.scene import Scene, atomic_dir
 from . import mesh as meshes
 from .config import ReconConfig
 from .optimise import Reconstruction
+from .photo_colours import PhotoDetail
 from .views import View, render_view
 
 
-def export_renders(scene: Scene, config: ReconConfig, recon: Reconstruction) -> dict[str, View]:
+def photo_detail(config: ReconConfig, recon: Reconstruction) -> Callable[[View, Camera], View]:
+    """A function that adds the photos' detail to a view of a camera; it changes nothing where the settings say so."""
+    if not config.photos or config.photo_detail == 0:
+        return lambda view, camera: view
+    return PhotoDetail(recon.field, recon.occupancy, recon.photo_sources(), config.render_size, config.photo_detail).add
+
+
+def export_renders(scene: Scene, config: ReconConfig, recon: Reconstruction, detail: Callable[[View, Camera], View]) -> dict[str, View]:
     """save/rgb_pred/000..083.png; returns the views, whose depths the mesh is cut from."""
     cameras = protocol_test_cameras()
     views = {}
     with atomic_dir(scene.nerf_dir / "save" / "rgb_pred") as folder, Progress("3D_Recon renders", len(cameras)) as progress:
         for index, (name, camera) in enumerate(cameras.items()):
-            views[name] = render_view(recon.field, recon.occupancy, camera, config.render_size)
+            views[name] = detail(render_view(recon.field, recon.occupancy, camera, config.render_size), camera)
             save_image(folder / f"{name}.png", views[name].colour.cpu().numpy())
             progress.update(index + 1)
     return views
 
 
-def export_turntable(scene: Scene, config: ReconConfig, recon: Reconstruction) -> None:
+def export_turntable(scene: Scene, config: ReconConfig, recon: Reconstruction, detail: Callable[[View, Camera], View]) -> None:
     """save/turntable.mp4: colour beside normals (world axes as red, green, blue), one turn in 2.5 seconds or so."""
     frames = []
     for camera in turntable_cameras(config.turntable_frames):
-        view = render_view(recon.field, recon.occupancy, camera, config.turntable_size, normals=True)
+        view = detail(render_view(recon.field, recon.occupancy, camera, config.turntable_size, normals=True), camera)
         opacity = view.opacity[..., None]
         normal = (view.normal * 0.5 + 0.5) * opacity + (1 - opacity)
         frames.append(torch.cat([view.colour, normal], 1).clamp(0, 1).cpu().numpy())
@@ -58,12 +66,8 @@ def export_mesh(scene: Scene, config: ReconConfig, recon: Reconstruction, views:
     values, origin, spacing = meshes.carve(recon.occupancy, depths, protocol_test_cameras(), config.mesh_cells, config.mesh_slack * recon.field.voxel_size())
     vertices, faces = meshes.extract(values, origin, spacing, config.mesh_faces)
     solid = trimesh.Trimesh(vertices, faces, process=False)
-    cameras = recon.cameras.current()
-    sources = [(dict(zip(cameras, recon.images)), cameras)]
-    if recon.mirrored_cameras is not None:
-        mirrored = recon.mirrored_cameras.current()
-        sources.append((dict(zip(mirrored, recon.mirrored_images)), mirrored))
-    mesh = meshes.bake(recon.field, recon.occupancy, vertices, faces, config.texture_size, config.texture, sources if config.photos and config.texture_from_photos else ())
+    sources = recon.photo_sources() if config.photos and config.texture_from_photos else ()
+    mesh = meshes.bake(recon.field, recon.occupancy, vertices, faces, config.texture_size, config.texture, sources)
     meshes.write_obj(folder, mesh)
     meshes.write_glb(folder / "model.glb", mesh)
     poses = [camera.camera_from_world() for camera in turntable_cameras(6)]

@@ -16,11 +16,9 @@ from sap3d.errors import InputError
 from sap3d.scene import write_text
 
 from .fields import Field
+from .photo_colours import PhotoColours, mesh_hits
 from .rendering import Occupancy, render
 
-GRAZING = (0.15, 0.5)  # cosines between a photo's ray and the surface: below, the photo's colours count nothing, above, fully
-MARGIN = 0.006  # of a photo's side: that close to its outline, a mask's pixels may be background
-HIDDEN = 0.015  # object lengths by which a photo may see past the mesh's surface
 Y_UP_FROM_Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # (x, y, z) -> (x, z, -y): glTF's up axis is y
 
 
@@ -129,41 +127,6 @@ def surface_colours(field: Field, occupancy: Occupancy, points: np.ndarray, norm
     return np.concatenate(colours) if colours else np.zeros((0, 3), np.float32)
 
 
-def photo_colours(points, normals, vertices, faces, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera]) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (P, 3) of surface points in the photos that see them, and how much they are to be believed (P,) in [0, 1].
-
-    A photo sees a point that the mesh does not hide from it and that lies well inside its mask. Photos are mixed by the cosine
-    at which they look at the surface, to a high power: nearly the best one alone, as mixtures of inexact cameras are blurred,
-    yet without a seam where another becomes the best. Points seen at a grazing angle are believed less, by ``GRAZING``.
-    """
-    from scipy import ndimage
-
-    from sap3d.metrics.shape import RaySurface
-
-    surface = RaySurface(vertices, faces)
-    total, weights, best = np.zeros((len(points), 3)), np.zeros(len(points)), np.zeros(len(points))
-    for name, photo in photos.items():
-        camera, size = cameras[name], photo.shape[0]
-        pose = camera.camera_from_world()
-        centre = camera.center()
-        offset = points - centre
-        distance = np.linalg.norm(offset, axis=1)
-        cosine = -(offset * normals).sum(1) / distance
-        hit = surface.distance(np.tile(centre, (len(points), 1)), offset / distance[:, None])
-        local = points @ pose[:, :3].T + pose[:, 3]
-        half = -local[:, 2] * np.tan(camera.fov_rad / 2)
-        place = np.stack([(1 - local[:, 1] / half) * (size / 2) - 0.5, (local[:, 0] / half + 1) * (size / 2) - 0.5])  # row, column
-        inside = ndimage.minimum_filter(photo[..., 3], max(3, round(MARGIN * size) * 2 + 1))
-        read = lambda channel: ndimage.map_coordinates(channel, place, order=1, mode="constant")  # noqa: E731
-        seen = (cosine > 0) & (hit > distance - HIDDEN) & (read(inside) > 0.99)
-        weight = np.where(seen, np.maximum(cosine, 0) ** 8 + 1e-9, 0)
-        total += weight[:, None] * np.stack([read(photo[..., k]) for k in range(3)], 1)
-        weights += weight
-        best = np.maximum(best, np.where(seen, cosine, 0))
-    low, high = GRAZING
-    return (total / np.maximum(weights, 1e-12)[:, None]).clip(0, 1).astype(np.float32), ((best - low) / (high - low)).clip(0, 1).astype(np.float32)
-
-
 def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.ndarray, size: int, texture: str = "uv", sources: Sequence[tuple[Mapping, Mapping]] = ()) -> TexturedMesh:
     """Colour a mesh: an atlas of charts (xatlas) with a texture of ``size``, or colours of the vertices.
 
@@ -173,18 +136,15 @@ def bake(field: Field, occupancy: Occupancy, vertices: np.ndarray, faces: np.nda
     import trimesh
 
     voxel = field.voxel_size()
-    solid, normals = (vertices, faces), np.array(trimesh.Trimesh(vertices, faces, process=False).vertex_normals)
+    normals = np.array(trimesh.Trimesh(vertices, faces, process=False).vertex_normals)
+    photos = PhotoColours(sources, mesh_hits(vertices, faces))
 
     def colours_of(points, directions):
-        colours, left = np.zeros((len(points), 3), np.float32), np.ones(len(points), np.float32)  # left: share of the colour that is still open
-        for photos, cameras in sources:
-            open_ = left > 0
-            found, share = photo_colours(points[open_], directions[open_], *solid, photos, cameras)
-            colours[open_] += (left[open_] * share)[:, None] * found
-            left[open_] *= 1 - share
-        open_ = left > 0
-        colours[open_] += left[open_, None] * surface_colours(field, occupancy, points[open_], directions[open_], 2 * voxel, 0.08)
-        return colours
+        colours, belief = (found.numpy() for found in photos(torch.from_numpy(points).float(), torch.from_numpy(directions).float()))
+        open_ = belief < 1
+        own = surface_colours(field, occupancy, points[open_], directions[open_], 2 * voxel, 0.08)
+        colours[open_] = own + belief[open_, None] * (colours[open_] - own)
+        return colours.clip(0, 1)
 
     if texture == "vertex":
         return TexturedMesh(vertices, faces, colours=colours_of(vertices, normals))

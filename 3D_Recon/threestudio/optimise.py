@@ -76,6 +76,11 @@ class Reconstruction:
         self.step, self.level, self.seconds = 0, -1, 0.0
         self.history: list[dict] = []
 
+    def photo_sources(self) -> list[tuple[dict[str, np.ndarray], dict[str, Camera]]]:
+        """The photos with their present cameras, then the mirrored ones, if any: what gives colours to the surface, in that order."""
+        sets = [(self.images, self.cameras)] + ([(self.mirrored_images, self.mirrored_cameras)] if self.mirrored_cameras is not None else [])
+        return [(dict(zip(table.names, images)), table.current()) for images, table in sets]
+
     # --- the loop -------------------------------------------------------------------------------------------------
     def resume(self, checkpoint: Path, fingerprint: str = "") -> float:
         """Take up ``checkpoint`` if it is there and of the same run; returns the seconds that have gone into it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -98,7 +99,10 @@ def render_view(field: Field, occupancy: Occupancy, camera: Camera, size: int, s
             total.index_add_(0, live[ray], weight[:, None] * colour)
             passed = (through * light[live, None] < 0.5) & torch.isinf(depth[live, None])
             here = passed.any(1)
-            depth[live[here]] = distance[here, passed[here].float().argmax(1)]
+            last = passed[here].float().argmax(1)
+            after, start = (through[here, last] * light[live[here]]).log(), (before[here, last]).log()
+            # Within a step light falls exponentially.
+            depth[live[here]] = distance[here, last] + step * ((start - np.log(0.5)) / (start - after).clamp_min(1e-6) - 0.5)
             light[live] = light[live] * through[:, -1]
         index[live] += CHUNK
         live = live[(light[live] > stop) & (index[live] < count[live])]
