@@ -2,12 +2,14 @@
 
     python -m sap3d.suite quick-6                              docs/suites/quick-6.yaml, resumes where it stopped
     python -m sap3d.suite quick-6 --variants full --views 5 --objects SCHOOL_BUS
+    python -m sap3d.suite ablations --plan                     only say what would be run, taken and shared
     python -m sap3d.suite --render                             only docs/results.md, from the stored rows
 
 A suite (fields below: ``Suite`` and ``Variant``) names objects, numbers of views and variants of the settings. Each
 variant works in a root of its own, .work/suites/<suite>/<variant>; a variant may take outputs of stages that it does
 not change from an earlier one, so that time goes where the difference is. Figures go to docs/results_rows/<suite>.json
 and .csv; a row is measured again when its settings, the stages' defaults or the bundled weights change, or with --again.
+A suite may take rows of the same settings from another one (``take_from``) instead of measuring them a second time.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class Suite:
     variants: dict[str, Variant] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)  # comparisons that docs/results.md spells out
     evaluation: list[str] = field(default_factory=list)  # key=value settings of sap3d.evaluate
+    take_from: list[str] = field(default_factory=list)  # other suites whose rows count here where variant, settings and weights agree
 
 
 def load_suite(name: str) -> tuple[str, Suite]:
@@ -86,6 +89,9 @@ def load_suite(name: str) -> tuple[str, Suite]:
         if bool(variant.share) != bool(variant.share_from) or (variant.share_from and variant.share_from not in earlier):
             raise InputError(f"{path}: variant {key}: share and share_from go together and name an earlier variant")
         earlier.append(key)
+    missing = [other for other in suite.take_from if other == path.stem or not (SUITES / f"{other}.yaml").is_file()]
+    if missing:
+        raise InputError(f"{path}: take_from names {missing[0]}, which is not another suite of {SUITES}")
     return path.stem, suite
 
 
@@ -144,7 +150,7 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     load, wall = os.getloadavg()[0], {}
     for stage in STAGES:
         if stage in variant.share:
-            share_outputs(Scene(suite.type, object_, views, variant_root(name, variant.share_from)), scene, stage)
+            share_outputs(Scene(suite.type, object_, views, outputs_root(name, variant.share_from, object_, views)), scene, stage)
         elif (oracle := stage == "relposepp" and variant.cameras == "true") or stage in variant.stages:
             given = [f"cameras={write_true_cameras(scene)}"] if oracle else []
             wall[stage] = run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, []), *given])
@@ -173,6 +179,12 @@ def variant_root(name: str, key: str) -> Path:
     if root_dir() != REPOSITORY and data.is_dir() and not (root / "dataset").exists():
         (root / "dataset").symlink_to(data)
     return root
+
+
+def outputs_root(name: str, key: str, object_: str, views: int) -> Path:
+    """Where the outputs behind a row are: in the root of the suite that it was taken from, if it was."""
+    row = next((row for row in load_rows(name) if row_key(row) == (key, object_, views)), {})
+    return variant_root(row.get("taken_from", name), key)
 
 
 def run_program(scene: Scene, module: str, settings: list[str]) -> float:
@@ -216,6 +228,36 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def up_to_date(row: dict | None, variant: Variant) -> bool:
+    """Whether a stored row was measured under the variant's settings with the present defaults and weights."""
+    return bool(row) and row["definition"] == definition(variant) and row.get("made_by") == made_by()
+
+
+def taken_row(name: str, suite: Suite, key: str, object_: str, views: int) -> dict | None:
+    """A row that a suite of ``take_from`` has measured already, marked with that suite's name; None where there is none.
+
+    It must be up to date, of the same variant, object, number of views and evaluation, and so must be the settings of
+    the variants that it shares outputs with.
+    """
+    for other in suite.take_from:
+        source = load_suite(other)[1]
+        if (source.type, source.evaluation) != (suite.type, suite.evaluation) or lineage(source, key) != lineage(suite, key):
+            continue
+        for row in load_rows(other):
+            if row_key(row) == (key, object_, views) and up_to_date(row, suite.variants[key]):
+                return row | {"suite": name, "taken_from": row.get("taken_from", other)}
+    return None
+
+
+def lineage(suite: Suite, key: str) -> list[dict]:
+    """Definitions of a variant and of those that its shared outputs come from; empty when the suite lacks it."""
+    found = []
+    while key in suite.variants:
+        found.append(definition(suite.variants[key]))
+        key = suite.variants[key].share_from
+    return found
+
+
 def row_key(row: dict) -> tuple:
     return row["variant"], row["result"]["NAME"], row["result"]["views"]
 
@@ -229,28 +271,33 @@ def load_rows(name: str) -> list[dict]:
 def store_rows(name: str, rows: list[dict]) -> None:
     """Write docs/results_rows/<suite>.json (everything) and .csv (the same, flat)."""
     write_json(ROWS / f"{name}.json", rows)
-    common = ("variant", "commit", "cores", "load_before", "finished")
+    common = ("variant", "commit", "cores", "load_before", "finished", *(["taken_from"] if any("taken_from" in row for row in rows) else []))
     write_csv(ROWS / f"{name}.csv", [{key: row.get(key) for key in common} | flat_row(row["result"]) for row in rows])
 
 
-def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
-    """Run what is missing or out of date; returns the failures, a line each."""
-    wanted = [
+def chosen_runs(suite: Suite, arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """The suite's runs that --variants, --objects and --views leave."""
+    return [
         (key, object_, n)
         for key, object_, n in plan(suite)
         if all(not chosen or value in chosen for value, chosen in ((key, arguments.variants), (object_, arguments.objects), (n, arguments.views)))
     ]
+
+
+def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
+    """Run what is missing or out of date; returns the failures, a line each."""
+    wanted = chosen_runs(suite, arguments)
     failures = []
     for index, (key, object_, n) in enumerate(wanted):
         stored = {row_key(row): row for row in load_rows(name)}
-        row = stored.get((key, object_, n))
         label = f"[{index + 1}/{len(wanted)}] {key}, {object_}, {n} views"
-        if row and row["definition"] == definition(suite.variants[key]) and row.get("made_by") == made_by() and not arguments.again:
+        if up_to_date(stored.get((key, object_, n)), suite.variants[key]) and not arguments.again:
             print(f"{label}: measured already", flush=True)
             continue
-        print(label, flush=True)
+        row = None if arguments.again else taken_row(name, suite, key, object_, n)
+        print(f"{label}: taken from {row['taken_from']}" if row else label, flush=True)
         try:
-            row = run_one(name, suite, key, object_, n, arguments.again)
+            row = row or run_one(name, suite, key, object_, n, arguments.again)
         except InputError as error:
             failures.append(f"{label}: {error}")
             print(f"    failed: {error}", file=sys.stderr, flush=True)
@@ -262,6 +309,24 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
     return failures
 
 
+def plan_lines(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
+    """What ``run_suite`` would do, a line a run: stages that are run, stages whose outputs are shared, or where its row is."""
+    stored, lines = {row_key(row): row for row in load_rows(name)}, []
+    for key, object_, n in chosen_runs(suite, arguments):
+        variant = suite.variants[key]
+        taken = taken_row(name, suite, key, object_, n)
+        if up_to_date(stored.get((key, object_, n)), variant) and not arguments.again:
+            what = "measured already"
+        elif taken and not arguments.again:
+            what = f"taken from {taken['taken_from']}"
+        else:
+            given = ["the true cameras"] if variant.cameras == "true" else []
+            run = [stage for stage in STAGES if stage in variant.stages and stage not in variant.share and not (given and stage == "relposepp")]
+            what = f"run {', '.join(run) or 'no stage'}; {', '.join([*(f'{stage} of {variant.share_from}' for stage in variant.share), *given]) or 'nothing'} given"
+        lines.append(f"{key}, {object_}, {n} views: {what}")
+    return lines
+
+
 def main() -> None:
     from sap3d.suite_tables import write_results_page
 
@@ -271,6 +336,7 @@ def main() -> None:
     parser.add_argument("--objects", nargs="+", default=[], help="only these objects")
     parser.add_argument("--views", nargs="+", type=int, default=[], help="only these numbers of views")
     parser.add_argument("--again", action="store_true", help="throw stored outputs away and measure again")
+    parser.add_argument("--plan", action="store_true", help="run nothing, only list what would be run, taken and shared")
     parser.add_argument("--render", action="store_true", help="run nothing, only write docs/results.md from the stored rows")
     arguments = parser.parse_args()
     failures = []
@@ -281,6 +347,9 @@ def main() -> None:
         unknown = [key for key in arguments.variants if key not in suite.variants]
         if unknown:
             raise InputError(f"suite {name} has no variant {unknown[0]}; it has {', '.join(suite.variants)}")
+        if arguments.plan:
+            print("\n".join(plan_lines(name, suite, arguments)))
+            return
         failures = run_suite(name, suite, arguments)
     print(write_results_page())
     if failures:

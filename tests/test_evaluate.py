@@ -354,6 +354,60 @@ def test_claims_are_judged_by_the_printed_digits(key, first, second, verdict):
     assert line.startswith(f"* {verdict}")
 
 
+SECOND = SUITE.replace("title: small", "title: second\ntake_from: [small]")
+
+
+def run_second(**chosen):
+    name, loaded = suite.load_suite("second")
+    arguments = argparse.Namespace(**({"variants": [], "objects": [], "views": [], "again": False} | chosen))
+    return suite.run_suite(name, loaded, arguments), {suite.row_key(row): row for row in suite.load_rows(name)}
+
+
+def test_suite_takes_rows_of_the_same_settings_from_another(small_suite, capsys, monkeypatch):
+    """What was measured counts, and outputs are shared from where they lie; other settings or weights are measured anew."""
+    path = small_suite / "suites" / "second.yaml"
+    path.write_text(SECOND)
+    _, rows = run_small(variants=["full"])
+    failures, second = run_second(variants=["full", "sharp"])
+    assert not failures and second["full", "car", 2] == rows["full", "car", 2] | {"suite": "second", "taken_from": "small"}
+    assert "taken_from" not in second["sharp", "car", 2] and not (small_suite / "root/.work/suites/second/full/results").exists()
+    assert second["sharp", "car", 2]["result"]["Rotation Error"] == rows["full", "car", 2]["result"]["Rotation Error"]  # small's cameras
+    assert ",taken_from," in (small_suite / "rows" / "second.csv").read_text().splitlines()[0]
+    capsys.readouterr()
+    assert run_second(variants=["full"])[1] == second and "measured already" in capsys.readouterr().out
+
+    path.write_text(SECOND.replace("[size=40,", "[size=32,"))
+    assert suite.taken_row("second", suite.load_suite("second")[1], "full", "car", 2) is None
+    path.write_text(SECOND.replace("stages: [relposepp, camerabooth]", "stages: [relposepp, camerabooth], quick: true"))
+    changed = suite.load_suite("second")[1]
+    assert suite.taken_row("second", changed, "full", "car", 2) is None
+    run_small(variants=["sharp"])
+    assert suite.taken_row("second", changed, "sharp", "car", 2) is None  # its cameras come from the variant that has changed
+    path.write_text(SECOND)
+    assert suite.taken_row("second", suite.load_suite("second")[1], "sharp", "car", 2)
+    monkeypatch.setattr(suite, "made_by", lambda: "others")
+    assert suite.taken_row("second", suite.load_suite("second")[1], "full", "car", 2) is None
+    _, again = run_second(variants=["full"])
+    assert again["full", "car", 2]["made_by"] == "others" and "taken_from" not in again["full", "car", 2]
+
+
+def test_suite_plan_says_what_would_be_run_taken_and_shared(small_suite, capsys, monkeypatch):
+    (small_suite / "suites" / "second.yaml").write_text(SECOND)
+    run_small(variants=["full"])
+    monkeypatch.setattr("sys.argv", ["suite", "second", "--plan"])
+    capsys.readouterr()
+    suite.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "full, car, 2 views: taken from small",
+        "sharp, car, 2 views: run camerabooth; relposepp of full given",
+        "oracle, car, 2 views: run camerabooth; the true cameras given",
+    ]
+    run_second(variants=["full"])
+    suite.main()
+    assert capsys.readouterr().out.count("measured already") == 1 and not (small_suite / "root/.work/suites/second/oracle").exists()
+
+
 def test_suite_keeps_going_after_a_failure(small_suite):
     path = small_suite / "suites" / "small.yaml"
     path.write_text(SUITE.replace('cameras: "true"', "settings: {camerabooth: [fail]}"))
@@ -375,6 +429,8 @@ def test_suite_plans_extra_views_and_restricted_variants(small_suite):
         ("share_from: full", "share_from: later", "name an earlier variant"),
         ('cameras: "true"', "cameras: good", "must be estimated or true"),
         ("title: small", "titel: small", "titel"),
+        ("title: small", "take_from: [smaller]", "smaller, which is not another suite"),
+        ("title: small", "take_from: [small]", "small, which is not another suite"),
         ("objects: [car]", "objects: []", "needs type, objects, views and variants"),
     ],
 )
