@@ -13,6 +13,7 @@ from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
 from sap3d.suite import ROWS, SUITES, Suite, load_rows, load_suite
 from sap3d.suite_claims import LEGEND, claims_table, select
+from sap3d.suite_plots import write_plots
 
 PAGE = REPOSITORY / "docs" / "results.md"
 _HEADINGS = [FIGURE[key].heading for key in TABLE_KEYS]
@@ -36,13 +37,13 @@ def write_results_page(page: Path = PAGE) -> Path:
         name, suite = load_suite(str(path))
         rows = load_rows(name)
         if rows:
-            parts.append(suite_section(name, suite, rows))
+            parts.append(suite_section(name, suite, rows, page.parent))
     write_text(page, "\n".join(parts))
     return page
 
 
-def suite_section(name: str, suite: Suite, rows: list[dict]) -> str:
-    """One suite in Markdown: means, claims, strict figures, a row an object, time and memory."""
+def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> str:
+    """One suite in Markdown: means, claims, plots (in ``folder``/images), strict figures, a row an object, time and memory."""
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows if row["commit"]))
     dates = sorted(row["finished"] for row in rows)
     cores = ", ".join(dict.fromkeys(str(row["cores"]) for row in rows))
@@ -56,6 +57,8 @@ def suite_section(name: str, suite: Suite, rows: list[dict]) -> str:
     ]
     if suite.claims:
         parts.append(f"{LEGEND}\n\n{claims_table(suite.claims, rows)}\n")
+    for caption, path in write_plots(name, suite, rows, folder / "images").items():
+        parts.append(f"![{caption}]({path.relative_to(folder).as_posix()})\n\n*{caption}.*\n")
     for heading, table in _TABLES.items():
         text = table(suite, rows)
         parts += [f"### {heading}\n\n{text}\n"] if text else []
