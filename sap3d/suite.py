@@ -4,6 +4,7 @@
     python -m sap3d.suite quick-6 --variants full --views 5 --objects SCHOOL_BUS
     python -m sap3d.suite ablations --plan                     only say what would be run, taken and shared
     python -m sap3d.suite --render                             only docs/results.md, from the stored rows
+    python -m sap3d.evaluate suite quick-6                     the same as python -m sap3d.suite quick-6
 
 A suite (fields below: ``Suite`` and ``Variant``) names objects, numbers of views and variants of the settings. Each
 variant works in a root of its own, .work/suites/<suite>/<variant>; a variant may take outputs of stages that it does
@@ -30,7 +31,7 @@ from sap3d.cameras import camera_from_pose
 from sap3d.config import as_dict, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import flat_row, write_csv
-from sap3d.results import load_results, summary_lines
+from sap3d.results import FIGURE, load_results, summary_lines
 from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, fingerprint, read_json, root_dir, write_cameras, write_json
 
 STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
@@ -58,6 +59,17 @@ class Claim:
 
 
 @dataclass
+class Gallery:
+    """The worst objects, shown on docs/results.md (sap3d/suite_gallery.py)."""
+
+    variant: str = ""
+    views: int = 0  # number of photos; 0: no gallery
+    figure: str = "3d_lpips_mean"  # key of results.json that tells how bad an object is
+    count: int = 5
+    causes: dict[str, str] = field(default_factory=dict)  # object -> why it fails: a sentence by hand, from looking at it
+
+
+@dataclass
 class Suite:
     title: str = ""
     about: str = ""  # a paragraph for docs/results.md
@@ -68,6 +80,7 @@ class Suite:
     variants: dict[str, Variant] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)  # comparisons that docs/results.md spells out
     evaluation: list[str] = field(default_factory=list)  # key=value settings of sap3d.evaluate
+    gallery: Gallery = field(default_factory=Gallery)
     take_from: list[str] = field(default_factory=list)  # other suites whose rows count here where variant, settings and weights agree
 
 
@@ -89,6 +102,12 @@ def load_suite(name: str) -> tuple[str, Suite]:
         if bool(variant.share) != bool(variant.share_from) or (variant.share_from and variant.share_from not in earlier):
             raise InputError(f"{path}: variant {key}: share and share_from go together and name an earlier variant")
         earlier.append(key)
+    gallery = suite.gallery
+    if gallery.views and (gallery.variant not in suite.variants or gallery.figure not in FIGURE):
+        raise InputError(f"{path}: gallery needs a variant of the suite ({', '.join(suite.variants)}) and a figure of results.json, not {gallery.variant} and {gallery.figure}")
+    strangers = [object_ for object_ in gallery.causes if object_ not in (*suite.objects, *suite.more_views)]
+    if strangers:
+        raise InputError(f"{path}: gallery gives a cause for {strangers[0]}, which is not an object of the suite")
     missing = [other for other in suite.take_from if other == path.stem or not (SUITES / f"{other}.yaml").is_file()]
     if missing:
         raise InputError(f"{path}: take_from names {missing[0]}, which is not another suite of {SUITES}")
@@ -171,9 +190,14 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     }
 
 
+def suite_root(name: str, key: str) -> Path:
+    """Where a variant's own root is, whether it exists or not."""
+    return root_dir() / ".work" / "suites" / name / key
+
+
 def variant_root(name: str, key: str) -> Path:
     """The variant's own root. It sees the same data: the repository's, or that below ROOT_DIR."""
-    root = root_dir() / ".work" / "suites" / name / key
+    root = suite_root(name, key)
     root.mkdir(parents=True, exist_ok=True)
     data = root_dir() / "dataset"
     if root_dir() != REPOSITORY and data.is_dir() and not (root / "dataset").exists():
@@ -327,7 +351,7 @@ def plan_lines(name: str, suite: Suite, arguments: argparse.Namespace) -> list[s
     return lines
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     from sap3d.suite_tables import write_results_page
 
     parser = ArgumentParser(prog="python -m sap3d.suite", description="Run an experiment of docs/suites and set the tables of docs/results.md.")
@@ -338,7 +362,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="throw stored outputs away and measure again")
     parser.add_argument("--plan", action="store_true", help="run nothing, only list what would be run, taken and shared")
     parser.add_argument("--render", action="store_true", help="run nothing, only write docs/results.md from the stored rows")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     failures = []
     if not arguments.render:
         if not arguments.suite:

@@ -13,6 +13,7 @@ from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
 from sap3d.suite import ROWS, SUITES, Suite, load_rows, load_suite
 from sap3d.suite_claims import LEGEND, claims_table, select
+from sap3d.suite_gallery import write_gallery
 from sap3d.suite_plots import write_plots
 
 PAGE = REPOSITORY / "docs" / "results.md"
@@ -59,6 +60,8 @@ def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> st
         parts.append(f"{LEGEND}\n\n{claims_table(suite.claims, rows)}\n")
     for caption, path in write_plots(name, suite, rows, folder / "images").items():
         parts.append(f"![{caption}]({path.relative_to(folder).as_posix()})\n\n*{caption}.*\n")
+    gallery = write_gallery(name, suite, rows, folder)
+    parts += [f"### The worst objects\n\n{gallery}"] if gallery else []
     for heading, table in _TABLES.items():
         text = table(suite, rows)
         parts += [f"### {heading}\n\n{text}\n"] if text else []

@@ -432,17 +432,16 @@ def test_suite_takes_rows_of_the_same_settings_from_another(small_suite, capsys,
 def test_suite_plan_says_what_would_be_run_taken_and_shared(small_suite, capsys, monkeypatch):
     (small_suite / "suites" / "second.yaml").write_text(SECOND)
     run_small(variants=["full"])
-    monkeypatch.setattr("sys.argv", ["suite", "second", "--plan"])
+    monkeypatch.setattr("sys.argv", ["evaluate", "suite", "second", "--plan"])
     capsys.readouterr()
-    suite.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
+    evaluate.command_line()
+    assert capsys.readouterr().out.splitlines() == [
         "full, car, 2 views: taken from small",
         "sharp, car, 2 views: run camerabooth; relposepp of full given",
         "oracle, car, 2 views: run camerabooth; the true cameras given",
     ]
     run_second(variants=["full"])
-    suite.main()
+    suite.main(["second", "--plan"])
     assert capsys.readouterr().out.count("measured already") == 1 and not (small_suite / "root/.work/suites/second/oracle").exists()
 
 
