@@ -24,6 +24,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Iterable
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Variant:
     quick: bool = False  # give every stage --quick
     cameras: str = "estimated"  # "true": the true input cameras stand in for stage 1 (relposepp is not run)
     share_from: str = ""  # an earlier variant ...
-    share: list[str] = field(default_factory=list)  # ... whose outputs of these stages are copied instead of made
+    share: list[str] = field(default_factory=list)  # ... whose outputs of these stages are copied; with settings of its own a stage then makes again what they change
     views: list[int] = field(default_factory=list)  # only these of the suite's numbers of views; empty: all
 
 
@@ -101,6 +102,9 @@ def load_suite(name: str) -> tuple[str, Suite]:
             raise InputError(f"{path}: variant {key}: cameras must be estimated or true, not {variant.cameras}")
         if bool(variant.share) != bool(variant.share_from) or (variant.share_from and variant.share_from not in earlier):
             raise InputError(f"{path}: variant {key}: share and share_from go together and name an earlier variant")
+        idle = [stage for stage in variant.settings if stage not in variant.stages]
+        if idle:
+            raise InputError(f"{path}: variant {key} has settings for {idle[0]}, which is not among its stages")
         earlier.append(key)
     gallery = suite.gallery
     if gallery.views and (gallery.variant not in suite.variants or gallery.figure not in FIGURE):
@@ -131,12 +135,17 @@ def stage_outputs(scene: Scene, stage: str) -> list[Path]:
     return {"camerabooth": [scene.personal_dir, scene.nvs_dir], "3D_Recon": [scene.nerf_dir, scene.mesh_dir]}[stage]
 
 
+def remove_outputs(scene: Scene, stages: Iterable[str]) -> None:
+    for path in (path for stage in stages for path in stage_outputs(scene, stage)):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def share_outputs(source: Scene, target: Scene, stage: str) -> None:
     """Copy a stage's outputs to the same object in another root; raises InputError when there are none."""
     found = [path for path in stage_outputs(source, stage) if path.exists()]
     if not found:
         what = f"{stage} for {source.object} with {source.views} views"
-        raise InputError(f"{source.root}: no outputs of {what}; run the variant that makes them first")
+        raise InputError(f"{source.root}: no outputs of {what}; run the variant that makes them first, with --again where its row is stored without them")
     for path in found:
         copy = target.root / path.relative_to(source.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -164,13 +173,15 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     variant = suite.variants[key]
     scene = Scene(suite.type, object_, views, variant_root(name, key))
     if again:
-        for path in (path for stage in STAGES for path in stage_outputs(scene, stage)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        remove_outputs(scene, STAGES)
+    # What an earlier definition of the variant has left behind would be measured with the rest.
+    remove_outputs(scene, [stage for stage in STAGES if stage not in (*variant.stages, *variant.share) and not (stage == "relposepp" and variant.cameras == "true")])
     load, wall = os.getloadavg()[0], {}
     for stage in STAGES:
         if stage in variant.share:
             share_outputs(Scene(suite.type, object_, views, outputs_root(name, variant.share_from, object_, views)), scene, stage)
-        elif (oracle := stage == "relposepp" and variant.cameras == "true") or stage in variant.stages:
+        oracle = stage == "relposepp" and variant.cameras == "true"
+        if oracle or is_run(variant, stage):
             given = [f"cameras={write_true_cameras(scene)}"] if oracle else []
             wall[stage] = run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, []), *given])
     wall["evaluate"] = run_program(scene, "sap3d.evaluate", list(suite.evaluation))
@@ -193,6 +204,11 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
 def suite_root(name: str, key: str) -> Path:
     """Where a variant's own root is, whether it exists or not."""
     return root_dir() / ".work" / "suites" / name / key
+
+
+def is_run(variant: Variant, stage: str) -> bool:
+    """Whether a stage runs under the variant's settings: one of its stages, and not merely copied from another variant."""
+    return stage in variant.stages and (stage not in variant.share or bool(variant.settings.get(stage)))
 
 
 def variant_root(name: str, key: str) -> Path:
@@ -345,7 +361,7 @@ def plan_lines(name: str, suite: Suite, arguments: argparse.Namespace) -> list[s
             what = f"taken from {taken['taken_from']}"
         else:
             given = ["the true cameras"] if variant.cameras == "true" else []
-            run = [stage for stage in STAGES if stage in variant.stages and stage not in variant.share and not (given and stage == "relposepp")]
+            run = [stage for stage in STAGES if is_run(variant, stage) and not (given and stage == "relposepp")]
             what = f"run {', '.join(run) or 'no stage'}; {', '.join([*(f'{stage} of {variant.share_from}' for stage in variant.share), *given]) or 'nothing'} given"
         lines.append(f"{key}, {object_}, {n} views: {what}")
     return lines

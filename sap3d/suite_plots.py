@@ -73,16 +73,20 @@ def cost_points(suite: Suite, rows: Sequence[dict]) -> list[Cost]:
     """
     points = []
     for views in sorted({row["result"]["views"] for row in rows}):
-        found = {key: {result["NAME"]: result for result in select(rows, key, views) if result.get("stages")} for key in suite.variants}
+        found = {key: {result["NAME"]: result for result in select(rows, key, views) if _has_costs(result)} for key in suite.variants}
         found = {key: results for key, results in found.items() if results}
         common = set.intersection(*(set(results) for results in found.values())) if found else set()
         for key, results in found.items():
             chosen = [results[name] for name in sorted(common)]
-            quality = {k: mean_interval([result[k] for result in chosen if isinstance(result.get(k), (int, float))]) for k in COST_KEYS}
-            if chosen and all(quality.values()):
+            quality = {k: mean_interval([result[k] for result in chosen]) for k in COST_KEYS}
+            if chosen:
                 points.append(Cost(key, views, float(np.mean([result["seconds"] for result in chosen])), quality))
     most = max((point.quality[COST_KEYS[0]].count for point in points), default=0)
     return [point for point in points if 2 * point.quality[COST_KEYS[0]].count >= most]
+
+
+def _has_costs(result: dict) -> bool:
+    return bool(result.get("stages")) and all(isinstance(result.get(key), (int, float)) for key in COST_KEYS)
 
 
 def write_plots(name: str, suite: Suite, rows: Sequence[dict], folder: Path) -> dict[str, Path]:

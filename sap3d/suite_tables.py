@@ -12,6 +12,7 @@ from sap3d.report import TABLE_KEYS, figure_cells
 from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
 from sap3d.suite import ROWS, SUITES, Suite, load_rows, load_suite
+from sap3d.suite_baselines import structure_from_motion_section
 from sap3d.suite_claims import LEGEND, claims_table, select
 from sap3d.suite_gallery import write_gallery
 from sap3d.suite_plots import write_plots
@@ -33,13 +34,15 @@ models on a GPU. Time is the sum of the stages' wall times, memory the largest r
 
 def write_results_page(page: Path = PAGE) -> Path:
     """Write the page with every suite that has rows; returns its path."""
-    parts = [_INTRODUCTION]
+    parts, everything = [_INTRODUCTION], []
     for path in sorted(SUITES.glob("*.yaml")):
         name, suite = load_suite(str(path))
         rows = load_rows(name)
+        everything += rows
         if rows:
             parts.append(suite_section(name, suite, rows, page.parent))
-    write_text(page, "\n".join(parts))
+    baselines = structure_from_motion_section(everything)
+    write_text(page, "\n".join([*parts, *([baselines] if baselines else [])]))
     return page
 
 

@@ -4,6 +4,7 @@ import argparse
 import base64
 import csv
 import html
+import importlib
 import json
 import re
 import shutil
@@ -14,8 +15,9 @@ import pytest
 import trimesh
 from PIL import Image
 
-from sap3d import evaluate, report, results, suite, suite_claims, suite_tables
+from sap3d import evaluate, report, results, suite, suite_baselines, suite_claims, suite_tables
 from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.config import load_config
 from sap3d.errors import InputError
 from sap3d.evaluation_pictures import SHEET_VIEWS
 from sap3d.images import save_image
@@ -302,8 +304,8 @@ def small_suite(truth, tmp_path, monkeypatch):
     monkeypatch.setenv("ROOT_DIR", str(tmp_path / "root"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
     monkeypatch.setattr(suite, "STAGES", {"relposepp": "foreign_stage", "camerabooth": "foreign_stage", "3D_Recon": "foreign_stage"})
-    for module in (suite, suite_tables):
-        monkeypatch.setattr(module, "SUITES", tmp_path / "suites")
+    for module in (suite, suite_tables, suite_baselines):
+        monkeypatch.setattr(module, "SUITES", tmp_path / "suites", raising=False)
         monkeypatch.setattr(module, "ROWS", tmp_path / "rows")
     return tmp_path
 
@@ -392,6 +394,19 @@ def test_intervals_cover_the_mean_of_new_objects():
     assert mean_interval([]) is None and mean_interval([3.0]).text(1) == "3.0" and mean_interval([3.0]).holds(99.0)
 
 
+def test_shared_stage_with_settings_is_made_again_and_left_out_stages_leave_nothing(small_suite):
+    """Sharing what a setting does not change, and no figures from what an earlier definition of a variant has made."""
+    path = small_suite / "suites" / "small.yaml"
+    path.write_text(SUITE.replace("share: [relposepp], settings", "share: [relposepp, camerabooth], settings"))
+    failures, rows = run_small(variants=["full", "sharp"])
+    assert not failures and list(rows["full", "car", 2]["wall_seconds"]) == ["relposepp", "camerabooth", "evaluate"]
+    assert list(rows["sharp", "car", 2]["wall_seconds"]) == ["camerabooth", "evaluate"] and rows["sharp", "car", 2]["result"]["2d_psnr_mean"] > 60
+    path.write_text(SUITE.replace("stages: [relposepp, camerabooth]", "stages: [relposepp]"))
+    _, rows = run_small(variants=["full"])
+    result = rows["full", "car", 2]["result"]
+    assert result["2d_psnr_mean"] is None and result["Rotation Error"] > 5 and not (small_suite / "root/.work/suites/small/full/camerabooth/experiments_nvs/TINY/car_view_2").exists()
+
+
 SECOND = SUITE.replace("title: small", "title: second\ntake_from: [small]")
 
 
@@ -466,6 +481,7 @@ def test_suite_plans_extra_views_and_restricted_variants(small_suite):
         ("share_from: full", "share_from: later", "name an earlier variant"),
         ('cameras: "true"', "cameras: good", "must be estimated or true"),
         ("title: small", "titel: small", "titel"),
+        ("settings: {camerabooth: [sharp]}", "settings: {3D_Recon: [sharp]}", "settings for 3D_Recon, which is not among its stages"),
         ("title: small", "take_from: [smaller]", "smaller, which is not another suite"),
         ("title: small", "take_from: [small]", "small, which is not another suite"),
         ("objects: [car]", "objects: []", "needs type, objects, views and variants"),
@@ -482,6 +498,13 @@ def test_committed_suites_load_and_sheet_views_are_protocol_views():
     for path in (REPOSITORY / "docs" / "suites").glob("*.yaml"):
         _, loaded = suite.load_suite(str(path))
         assert suite.plan(loaded)
+        for variant in loaded.variants.values():
+            for stage, settings in variant.settings.items():
+                module = importlib.import_module(suite.STAGES[stage].rpartition(".")[0] + ".config")
+                config_class = {"relposepp": "RelPoseConfig", "camerabooth": "BoothConfig", "3D_Recon": "ReconConfig"}[stage]
+                load_config(getattr(module, config_class), None, settings)  # as the stage would
+        named = {text.partition("@")[0] for claim in loaded.claims for text in (claim.better, claim.worse)}
+        assert named <= set(loaded.variants) and {key for claim in loaded.claims for key in claim.figures} <= set(results.FIGURE)
     azimuths = [protocol_test_cameras()[name].azimuth_deg for name in SHEET_VIEWS]
     np.testing.assert_allclose(azimuths, np.arange(0, 360, 30))
     assert {round(protocol_test_cameras()[name].elevation_deg) for name in SHEET_VIEWS} == {15, 30, -15, 0, 45, -30}
