@@ -23,7 +23,7 @@ def structure_from_motion_section(suite_rows: Sequence[dict]) -> str:
         f"## Classical structure from motion on the same photos\n\n"
         f"`python -m benchmarks.structure_from_motion --type {rows[0]['type']}`: {rows[0]['program']} on the first photos of {len({row['object'] for row in rows})} objects over white, "
         f"field of view given; its default thresholds, and lenient ones (in that program). A photo that it cannot register is a failure. Rotation errors: relative rotations of "
-        f"pairs, degrees, here over registered photos alone. Beside it the same error of the full method on the objects that a suite has measured, all photos placed. Rows: "
+        f"pairs, over registered photos alone. Beside it the same error (each object's mean over its pairs) of the full method on the objects that a suite has measured, all photos placed. Rows: "
         f"[{STRUCTURE_FROM_MOTION}]({ROWS.name}/{STRUCTURE_FROM_MOTION}).\n\n{structure_from_motion_table(rows, suite_rows)}\n"
     )
 

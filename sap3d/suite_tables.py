@@ -19,6 +19,7 @@ from sap3d.suite_plots import write_plots
 
 PAGE = REPOSITORY / "docs" / "results.md"
 _HEADINGS = [FIGURE[key].heading for key in TABLE_KEYS]
+_MOST_LINES = 40  # a longer table is folded
 _INTRODUCTION = """# Results
 
 Made by `python -m sap3d.suite --render` from the rows in `docs/results_rows/`; do not edit. A suite is a file in
@@ -67,7 +68,9 @@ def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> st
     parts += [f"### The worst objects\n\n{gallery}"] if gallery else []
     for heading, table in _TABLES.items():
         text = table(suite, rows)
-        parts += [f"### {heading}\n\n{text}\n"] if text else []
+        if text:
+            lines = text.count("\n") - 1
+            parts.append(f"### {heading}\n\n{f'<details><summary>{lines} rows</summary>{chr(10) * 2}{text}{chr(10) * 2}</details>' if lines > _MOST_LINES else text}\n")
     return "\n".join(parts)
 
 

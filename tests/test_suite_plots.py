@@ -68,6 +68,14 @@ def test_pictures_are_small_embedded_and_written_only_when_they_change(tmp_path)
     assert not picture.read_bytes().endswith(b"untouched")
 
 
+def test_long_tables_are_folded(tmp_path):
+    loaded = suite.Suite(type="TINY", objects=["a"], variants={"full": suite.Variant()})
+    section = suite_tables.suite_section("small", loaded, [row(f"o{k:02d}", 5) for k in range(40)], tmp_path)
+    assert "<details>" not in section
+    section = suite_tables.suite_section("small", loaded, [row(f"o{k:02d}", 5) for k in range(41)], tmp_path)
+    assert section.count("<details><summary>41 rows</summary>\n\n| object |") == 1 == section.count("|\n\n</details>\n") and "### Each object" in section
+
+
 def test_two_numbers_of_photos_are_a_table_and_no_curve(tmp_path):
     loaded = suite.Suite(variants={"full": suite.Variant()})
     rows = [row("a", n, CD=0.1, **{"3d_psnr_mean": 20.0, "3d_lpips_mean": 0.1}) for n in (2, 5)]
