@@ -35,10 +35,11 @@ def claim_cell(claim: Claim, key: str, rows: Sequence[dict]) -> str:
     figure, pairs = FIGURE[key], paired(claim, key, rows)
     if not pairs:
         return "-"
-    verdict = {1: "", 0: "**equal** ", -1: "**worse** "}[compare(figure, *np.mean(pairs, axis=0))]
+    order = compare(figure, *np.mean(pairs, axis=0))
+    verdict = {1: "", 0: "**equal** ", -1: "**worse** "}[order]
     interval = mean_interval([first - second for first, second in pairs])
     better = sum(compare(figure, *pair) == 1 for pair in pairs)
-    doubt = ", *open*" if not verdict and interval.holds(0.0) else ""
+    doubt = ", *open*" if order and interval.holds(0.0) else ""
     return f"{verdict}{interval.text(figure.digits, '+')}, {better} of {len(pairs)}{doubt}"
 
 

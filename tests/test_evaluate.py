@@ -336,7 +336,7 @@ def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
 
     page = suite_tables.write_results_page(small_suite / "results.md").read_text()
     assert re.search(r"\| sharp@2 over full@2 \| \+\d\d\.\d\d, 1 of 1, \*open\* \| - \| - \|", page)  # one object: no interval; no 3D here
-    assert re.search(r"\| full@2 over sharp@2 \| - \| \*\*worse\*\* \+0\.\d{3}, 0 of 1 \| - \|", page) and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
+    assert re.search(r"\| full@2 over sharp@2 \| - \| \*\*worse\*\* \+0\.\d{3}, 0 of 1, \*open\* \| - \|", page) and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
     assert str(small_suite) not in page and (small_suite / "rows" / "small.csv").read_text().startswith("variant,")
 
 
@@ -377,6 +377,8 @@ def test_claims_are_paired_by_object_and_open_where_zero_is_possible():
     assert suite_claims.claim_cell(claim, "3d_psnr_mean", rows).endswith("4 of 4")
     rows = claim_rows([11.0, 12.0, 13.0], [10.9, 12.2, 12.8], "3d_psnr_mean")
     assert suite_claims.claim_cell(claim, "3d_psnr_mean", rows).endswith("2 of 3, *open*")
+    rows = claim_rows([10.9, 12.2, 12.8], [11.0, 12.3, 12.7], "3d_psnr_mean")
+    assert re.fullmatch(r"\*\*worse\*\* -0\.03 .*, 1 of 3, \*open\*", suite_claims.claim_cell(claim, "3d_psnr_mean", rows))
     table = suite_claims.claims_table([claim, suite.Claim("a@5", "c@5", ["CD"])], rows).splitlines()
     assert table[0] == "| claim | 3D PSNR (more is better) | Chamfer (less is better) |" and table[3] == "| a@5 over c@5 | - | - |"
 
