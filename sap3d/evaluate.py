@@ -1,6 +1,7 @@
 """Measures one reconstructed object and draws it.
 
     python -m sap3d.evaluate --type GSO_demo --object OBJECT --views 5
+    python -m sap3d.evaluate suite NAME     many objects and settings (sap3d/suite.py)
 
 Reads what the stages wrote (novel views, renders, mesh, cameras) and, where it exists, the ground truth: true cameras,
 84 test views and the true mesh. Only this program reads ground truth. Whatever is missing is left out and said.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -266,6 +268,12 @@ def print_summary(scene: Scene) -> None:
 
 
 def command_line(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["suite"]:
+        from sap3d.suite import main as run_suites
+
+        run_suites(argv[1:])
+        return
     run_stage("Measure one reconstructed object and draw it.", EvaluationConfig, main, lambda scene, _: print_summary(scene), argv)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
 from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.images import contact_sheet, save_image
@@ -16,7 +17,7 @@ from sap3d.scene import atomic_path
 # One of the 84 views a column: azimuths in steps of 30 degrees, elevations that alternate between level, above and below.
 _SHEET_ELEVATIONS_DEG = (15, 30, -15, 0, 45, 15, -30, 0, 30, 15, -15, 0)
 SHEET_VIEWS = tuple(f"{(45 - elevation) // 15 * 12 + column:03d}" for column, elevation in enumerate(_SHEET_ELEVATIONS_DEG))
-_CELL = 144
+_CELL, _LABEL_WIDTH = 144, 110  # pixels
 _UNLIT = Lighting(ambient=1.0, levels=(0.0, 0.0, 0.0))  # a reconstructed texture holds the light of the photos already
 
 
@@ -41,7 +42,13 @@ def write_contact_sheet(
         poses = [cameras[name].camera_from_world() for name in SHEET_VIEWS]
         labels += ["mesh,\ntextured", "mesh,\nshape"]
         pictures += [list(render_rgba(mesh, poses, size=size, lighting=_UNLIT)), list(render_rgba(_grey(mesh), poses, size=size))]
-    save_image(path, contact_sheet(pictures, labels, size))
+    save_image(path, contact_sheet(pictures, labels, size, _LABEL_WIDTH))
+
+
+def sheet_cells(sheet: Image.Image, row: int, columns: Sequence[int], size: int = _CELL) -> list[Image.Image]:
+    """Single pictures out of a contact sheet that ``write_contact_sheet`` has made; row 0 is that of the photos."""
+    lefts = (_LABEL_WIDTH + column * (size + 2) for column in columns)
+    return [sheet.crop((left, row * (size + 2), left + size, row * (size + 2) + size)) for left in lefts]
 
 
 def _grey(mesh: RenderMesh) -> RenderMesh:

@@ -2,12 +2,15 @@
 
     python -m sap3d.suite quick-6                              docs/suites/quick-6.yaml, resumes where it stopped
     python -m sap3d.suite quick-6 --variants full --views 5 --objects SCHOOL_BUS
+    python -m sap3d.suite ablations --plan                     only say what would be run, taken and shared
     python -m sap3d.suite --render                             only docs/results.md, from the stored rows
+    python -m sap3d.evaluate suite quick-6                     the same as python -m sap3d.suite quick-6
 
 A suite (fields below: ``Suite`` and ``Variant``) names objects, numbers of views and variants of the settings. Each
 variant works in a root of its own, .work/suites/<suite>/<variant>; a variant may take outputs of stages that it does
 not change from an earlier one, so that time goes where the difference is. Figures go to docs/results_rows/<suite>.json
 and .csv; a row is measured again when its settings, the stages' defaults or the bundled weights change, or with --again.
+A suite may take rows of the same settings from another one (``take_from``) instead of measuring them a second time.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Iterable
 
 import numpy as np
 
@@ -28,7 +32,7 @@ from sap3d.cameras import camera_from_pose
 from sap3d.config import as_dict, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import flat_row, write_csv
-from sap3d.results import load_results, summary_lines
+from sap3d.results import FIGURE, load_results, summary_lines
 from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, fingerprint, read_json, root_dir, write_cameras, write_json
 
 STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
@@ -44,7 +48,7 @@ class Variant:
     quick: bool = False  # give every stage --quick
     cameras: str = "estimated"  # "true": the true input cameras stand in for stage 1 (relposepp is not run)
     share_from: str = ""  # an earlier variant ...
-    share: list[str] = field(default_factory=list)  # ... whose outputs of these stages are copied instead of made
+    share: list[str] = field(default_factory=list)  # ... whose outputs of these stages are copied; with settings of its own a stage then makes again what they change
     views: list[int] = field(default_factory=list)  # only these of the suite's numbers of views; empty: all
 
 
@@ -53,6 +57,17 @@ class Claim:
     better: str = ""  # "variant@views"
     worse: str = ""  # "variant@views"
     figures: list[str] = field(default_factory=lambda: ["3d_psnr_mean", "3d_lpips_mean"])  # keys of results.json
+
+
+@dataclass
+class Gallery:
+    """The worst objects, shown on docs/results.md (sap3d/suite_gallery.py)."""
+
+    variant: str = ""
+    views: int = 0  # number of photos; 0: no gallery
+    figure: str = "3d_lpips_mean"  # key of results.json that tells how bad an object is
+    count: int = 5
+    causes: dict[str, str] = field(default_factory=dict)  # object -> why it fails: a sentence by hand, from looking at it
 
 
 @dataclass
@@ -66,6 +81,8 @@ class Suite:
     variants: dict[str, Variant] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)  # comparisons that docs/results.md spells out
     evaluation: list[str] = field(default_factory=list)  # key=value settings of sap3d.evaluate
+    gallery: Gallery = field(default_factory=Gallery)
+    take_from: list[str] = field(default_factory=list)  # other suites whose rows count here where variant, settings and weights agree
 
 
 def load_suite(name: str) -> tuple[str, Suite]:
@@ -85,7 +102,19 @@ def load_suite(name: str) -> tuple[str, Suite]:
             raise InputError(f"{path}: variant {key}: cameras must be estimated or true, not {variant.cameras}")
         if bool(variant.share) != bool(variant.share_from) or (variant.share_from and variant.share_from not in earlier):
             raise InputError(f"{path}: variant {key}: share and share_from go together and name an earlier variant")
+        idle = [stage for stage in variant.settings if stage not in variant.stages]
+        if idle:
+            raise InputError(f"{path}: variant {key} has settings for {idle[0]}, which is not among its stages")
         earlier.append(key)
+    gallery = suite.gallery
+    if gallery.views and (gallery.variant not in suite.variants or gallery.figure not in FIGURE):
+        raise InputError(f"{path}: gallery needs a variant of the suite ({', '.join(suite.variants)}) and a figure of results.json, not {gallery.variant} and {gallery.figure}")
+    strangers = [object_ for object_ in gallery.causes if object_ not in (*suite.objects, *suite.more_views)]
+    if strangers:
+        raise InputError(f"{path}: gallery gives a cause for {strangers[0]}, which is not an object of the suite")
+    missing = [other for other in suite.take_from if other == path.stem or not (SUITES / f"{other}.yaml").is_file()]
+    if missing:
+        raise InputError(f"{path}: take_from names {missing[0]}, which is not another suite of {SUITES}")
     return path.stem, suite
 
 
@@ -106,12 +135,17 @@ def stage_outputs(scene: Scene, stage: str) -> list[Path]:
     return {"camerabooth": [scene.personal_dir, scene.nvs_dir], "3D_Recon": [scene.nerf_dir, scene.mesh_dir]}[stage]
 
 
+def remove_outputs(scene: Scene, stages: Iterable[str]) -> None:
+    for path in (path for stage in stages for path in stage_outputs(scene, stage)):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def share_outputs(source: Scene, target: Scene, stage: str) -> None:
     """Copy a stage's outputs to the same object in another root; raises InputError when there are none."""
     found = [path for path in stage_outputs(source, stage) if path.exists()]
     if not found:
         what = f"{stage} for {source.object} with {source.views} views"
-        raise InputError(f"{source.root}: no outputs of {what}; run the variant that makes them first")
+        raise InputError(f"{source.root}: no outputs of {what}; run the variant that makes them first, with --again where its row is stored without them")
     for path in found:
         copy = target.root / path.relative_to(source.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -139,13 +173,15 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     variant = suite.variants[key]
     scene = Scene(suite.type, object_, views, variant_root(name, key))
     if again:
-        for path in (path for stage in STAGES for path in stage_outputs(scene, stage)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        remove_outputs(scene, STAGES)
+    # What an earlier definition of the variant has left behind would be measured with the rest.
+    remove_outputs(scene, [stage for stage in STAGES if stage not in (*variant.stages, *variant.share) and not (stage == "relposepp" and variant.cameras == "true")])
     load, wall = os.getloadavg()[0], {}
     for stage in STAGES:
         if stage in variant.share:
-            share_outputs(Scene(suite.type, object_, views, variant_root(name, variant.share_from)), scene, stage)
-        elif (oracle := stage == "relposepp" and variant.cameras == "true") or stage in variant.stages:
+            share_outputs(Scene(suite.type, object_, views, outputs_root(name, variant.share_from, object_, views)), scene, stage)
+        oracle = stage == "relposepp" and variant.cameras == "true"
+        if oracle or is_run(variant, stage):
             given = [f"cameras={write_true_cameras(scene)}"] if oracle else []
             wall[stage] = run_program(scene, STAGES[stage], [*(["--quick"] if variant.quick else []), *variant.settings.get(stage, []), *given])
     wall["evaluate"] = run_program(scene, "sap3d.evaluate", list(suite.evaluation))
@@ -165,14 +201,30 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
     }
 
 
+def suite_root(name: str, key: str) -> Path:
+    """Where a variant's own root is, whether it exists or not."""
+    return root_dir() / ".work" / "suites" / name / key
+
+
+def is_run(variant: Variant, stage: str) -> bool:
+    """Whether a stage runs under the variant's settings: one of its stages, and not merely copied from another variant."""
+    return stage in variant.stages and (stage not in variant.share or bool(variant.settings.get(stage)))
+
+
 def variant_root(name: str, key: str) -> Path:
     """The variant's own root. It sees the same data: the repository's, or that below ROOT_DIR."""
-    root = root_dir() / ".work" / "suites" / name / key
+    root = suite_root(name, key)
     root.mkdir(parents=True, exist_ok=True)
     data = root_dir() / "dataset"
     if root_dir() != REPOSITORY and data.is_dir() and not (root / "dataset").exists():
         (root / "dataset").symlink_to(data)
     return root
+
+
+def outputs_root(name: str, key: str, object_: str, views: int) -> Path:
+    """Where the outputs behind a row are: in the root of the suite that it was taken from, if it was."""
+    row = next((row for row in load_rows(name) if row_key(row) == (key, object_, views)), {})
+    return variant_root(row.get("taken_from", name), key)
 
 
 def run_program(scene: Scene, module: str, settings: list[str]) -> float:
@@ -216,6 +268,36 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def up_to_date(row: dict | None, variant: Variant) -> bool:
+    """Whether a stored row was measured under the variant's settings with the present defaults and weights."""
+    return bool(row) and row["definition"] == definition(variant) and row.get("made_by") == made_by()
+
+
+def taken_row(name: str, suite: Suite, key: str, object_: str, views: int) -> dict | None:
+    """A row that a suite of ``take_from`` has measured already, marked with that suite's name; None where there is none.
+
+    It must be up to date, of the same variant, object, number of views and evaluation, and so must be the settings of
+    the variants that it shares outputs with.
+    """
+    for other in suite.take_from:
+        source = load_suite(other)[1]
+        if (source.type, source.evaluation) != (suite.type, suite.evaluation) or lineage(source, key) != lineage(suite, key):
+            continue
+        for row in load_rows(other):
+            if row_key(row) == (key, object_, views) and up_to_date(row, suite.variants[key]):
+                return row | {"suite": name, "taken_from": row.get("taken_from", other)}
+    return None
+
+
+def lineage(suite: Suite, key: str) -> list[dict]:
+    """Definitions of a variant and of those that its shared outputs come from; empty when the suite lacks it."""
+    found = []
+    while key in suite.variants:
+        found.append(definition(suite.variants[key]))
+        key = suite.variants[key].share_from
+    return found
+
+
 def row_key(row: dict) -> tuple:
     return row["variant"], row["result"]["NAME"], row["result"]["views"]
 
@@ -229,28 +311,33 @@ def load_rows(name: str) -> list[dict]:
 def store_rows(name: str, rows: list[dict]) -> None:
     """Write docs/results_rows/<suite>.json (everything) and .csv (the same, flat)."""
     write_json(ROWS / f"{name}.json", rows)
-    common = ("variant", "commit", "cores", "load_before", "finished")
+    common = ("variant", "commit", "cores", "load_before", "finished", *(["taken_from"] if any("taken_from" in row for row in rows) else []))
     write_csv(ROWS / f"{name}.csv", [{key: row.get(key) for key in common} | flat_row(row["result"]) for row in rows])
 
 
-def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
-    """Run what is missing or out of date; returns the failures, a line each."""
-    wanted = [
+def chosen_runs(suite: Suite, arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """The suite's runs that --variants, --objects and --views leave."""
+    return [
         (key, object_, n)
         for key, object_, n in plan(suite)
         if all(not chosen or value in chosen for value, chosen in ((key, arguments.variants), (object_, arguments.objects), (n, arguments.views)))
     ]
+
+
+def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
+    """Run what is missing or out of date; returns the failures, a line each."""
+    wanted = chosen_runs(suite, arguments)
     failures = []
     for index, (key, object_, n) in enumerate(wanted):
         stored = {row_key(row): row for row in load_rows(name)}
-        row = stored.get((key, object_, n))
         label = f"[{index + 1}/{len(wanted)}] {key}, {object_}, {n} views"
-        if row and row["definition"] == definition(suite.variants[key]) and row.get("made_by") == made_by() and not arguments.again:
+        if up_to_date(stored.get((key, object_, n)), suite.variants[key]) and not arguments.again:
             print(f"{label}: measured already", flush=True)
             continue
-        print(label, flush=True)
+        row = None if arguments.again else taken_row(name, suite, key, object_, n)
+        print(f"{label}: taken from {row['taken_from']}" if row else label, flush=True)
         try:
-            row = run_one(name, suite, key, object_, n, arguments.again)
+            row = row or run_one(name, suite, key, object_, n, arguments.again)
         except InputError as error:
             failures.append(f"{label}: {error}")
             print(f"    failed: {error}", file=sys.stderr, flush=True)
@@ -262,7 +349,25 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
     return failures
 
 
-def main() -> None:
+def plan_lines(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
+    """What ``run_suite`` would do, a line a run: stages that are run, stages whose outputs are shared, or where its row is."""
+    stored, lines = {row_key(row): row for row in load_rows(name)}, []
+    for key, object_, n in chosen_runs(suite, arguments):
+        variant = suite.variants[key]
+        taken = taken_row(name, suite, key, object_, n)
+        if up_to_date(stored.get((key, object_, n)), variant) and not arguments.again:
+            what = "measured already"
+        elif taken and not arguments.again:
+            what = f"taken from {taken['taken_from']}"
+        else:
+            given = ["the true cameras"] if variant.cameras == "true" else []
+            run = [stage for stage in STAGES if is_run(variant, stage) and not (given and stage == "relposepp")]
+            what = f"run {', '.join(run) or 'no stage'}; {', '.join([*(f'{stage} of {variant.share_from}' for stage in variant.share), *given]) or 'nothing'} given"
+        lines.append(f"{key}, {object_}, {n} views: {what}")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
     from sap3d.suite_tables import write_results_page
 
     parser = ArgumentParser(prog="python -m sap3d.suite", description="Run an experiment of docs/suites and set the tables of docs/results.md.")
@@ -271,8 +376,9 @@ def main() -> None:
     parser.add_argument("--objects", nargs="+", default=[], help="only these objects")
     parser.add_argument("--views", nargs="+", type=int, default=[], help="only these numbers of views")
     parser.add_argument("--again", action="store_true", help="throw stored outputs away and measure again")
+    parser.add_argument("--plan", action="store_true", help="run nothing, only list what would be run, taken and shared")
     parser.add_argument("--render", action="store_true", help="run nothing, only write docs/results.md from the stored rows")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     failures = []
     if not arguments.render:
         if not arguments.suite:
@@ -281,6 +387,9 @@ def main() -> None:
         unknown = [key for key in arguments.variants if key not in suite.variants]
         if unknown:
             raise InputError(f"suite {name} has no variant {unknown[0]}; it has {', '.join(suite.variants)}")
+        if arguments.plan:
+            print("\n".join(plan_lines(name, suite, arguments)))
+            return
         failures = run_suite(name, suite, arguments)
     print(write_results_page())
     if failures:

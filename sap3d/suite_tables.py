@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
+from sap3d.intervals import Interval, mean_interval
 from sap3d.metrics.pose import ANGLE_THRESHOLDS_DEG
 from sap3d.report import TABLE_KEYS, figure_cells
-from sap3d.results import FIGURE, Figure, dig, markdown_table, mean_of, released_means
+from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
-from sap3d.suite import ROWS, SUITES, Claim, Suite, load_rows, load_suite
+from sap3d.suite import ROWS, SUITES, Suite, load_rows, load_suite
+from sap3d.suite_baselines import structure_from_motion_section
+from sap3d.suite_claims import LEGEND, claims_table, select
+from sap3d.suite_gallery import write_gallery
+from sap3d.suite_plots import write_plots
 
 PAGE = REPOSITORY / "docs" / "results.md"
 _HEADINGS = [FIGURE[key].heading for key in TABLE_KEYS]
+_MOST_LINES = 40  # a longer table is folded
 _INTRODUCTION = """# Results
 
 Made by `python -m sap3d.suite --render` from the rows in `docs/results_rows/`; do not edit. A suite is a file in
@@ -29,18 +35,20 @@ models on a GPU. Time is the sum of the stages' wall times, memory the largest r
 
 def write_results_page(page: Path = PAGE) -> Path:
     """Write the page with every suite that has rows; returns its path."""
-    parts = [_INTRODUCTION]
+    parts, everything = [_INTRODUCTION], []
     for path in sorted(SUITES.glob("*.yaml")):
         name, suite = load_suite(str(path))
         rows = load_rows(name)
+        everything += rows
         if rows:
-            parts.append(suite_section(name, suite, rows))
-    write_text(page, "\n".join(parts))
+            parts.append(suite_section(name, suite, rows, page.parent))
+    baselines = structure_from_motion_section(everything)
+    write_text(page, "\n".join([*parts, *([baselines] if baselines else [])]))
     return page
 
 
-def suite_section(name: str, suite: Suite, rows: list[dict]) -> str:
-    """One suite in Markdown: means, claims, strict figures, a row an object, time and memory."""
+def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> str:
+    """One suite in Markdown: means, claims, plots (in ``folder``/images), strict figures, a row an object, time and memory."""
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows if row["commit"]))
     dates = sorted(row["finished"] for row in rows)
     cores = ", ".join(dict.fromkeys(str(row["cores"]) for row in rows))
@@ -52,16 +60,18 @@ def suite_section(name: str, suite: Suite, rows: list[dict]) -> str:
         "\n".join(f"* **{key}**: {variant.about}" for key, variant in suite.variants.items() if variant.about) + "\n",
         means_table(suite, rows) + "\n",
     ]
-    claims = [line for claim in suite.claims for line in claim_lines(claim, rows)]
-    parts += ["\n".join(claims) + "\n"] if claims else []
-    for heading, table in (("Strict figures", strict_table), ("Each object", object_table), ("Time and memory", time_table)):
-        parts.append(f"### {heading}\n\n{table(suite, rows)}\n")
+    if suite.claims:
+        parts.append(f"{LEGEND}\n\n{claims_table(suite.claims, rows)}\n")
+    for caption, path in write_plots(name, suite, rows, folder / "images").items():
+        parts.append(f"![{caption}]({path.relative_to(folder).as_posix()})\n\n*{caption}.*\n")
+    gallery = write_gallery(name, suite, rows, folder)
+    parts += [f"### The worst objects\n\n{gallery}"] if gallery else []
+    for heading, table in _TABLES.items():
+        text = table(suite, rows)
+        if text:
+            lines = text.count("\n") - 1
+            parts.append(f"### {heading}\n\n{f'<details><summary>{lines} rows</summary>{chr(10) * 2}{text}{chr(10) * 2}</details>' if lines > _MOST_LINES else text}\n")
     return "\n".join(parts)
-
-
-def select(rows: list[dict], variant: str, views: int) -> list[dict]:
-    """The results of one variant and number of views."""
-    return [row["result"] for row in rows if row["variant"] == variant and row["result"]["views"] == views]
 
 
 def groups(suite: Suite, rows: list[dict]) -> list[tuple[int, str, list[dict]]]:
@@ -82,34 +92,19 @@ def means_table(suite: Suite, rows: list[dict]) -> str:
     return markdown_table(["views", "variant", "objects", *_HEADINGS], lines)
 
 
-def claim_lines(claim: Claim, rows: list[dict]) -> list[str]:
-    """Whether ``better`` beats ``worse`` on the objects that both have: a line a figure, judged by the numbers as printed."""
-    sides = []
-    for text in (claim.better, claim.worse):
-        variant, _, views = text.partition("@")
-        sides.append({result["NAME"]: result for result in select(rows, variant, int(views))})
-    common = sorted(sides[0].keys() & sides[1].keys())
+def intervals_table(suite: Suite, rows: list[dict]) -> str:
+    """95 % intervals of the means over objects; groups of one object are left out. Empty when that leaves nothing."""
     lines = []
-    for key in claim.figures:
-        first, second = (mean_of([side[name] for name in common], key) for side in sides)
-        figure = FIGURE[key]
-        if "-" in (figure.text(first), figure.text(second)):
-            lines.append(f"* {claim.better} against {claim.worse}, {figure.heading}: not measured.")
-            continue
-        verdict = {1: "beats", 0: "**equals, to the printed digits,**", -1: "**does not beat**"}[_comparison(figure, first, second)]
-        pairs = [(sides[0][name].get(key), sides[1][name].get(key)) for name in common]
-        each = [_comparison(figure, a, b) for a, b in pairs if "-" not in (figure.text(a), figure.text(b))]
-        lines.append(
-            f"* {claim.better} {verdict} {claim.worse} in {figure.heading}: {figure.text(first)} against {figure.text(second)} "
-            f"(mean of {len(common)} objects; better on {each.count(1)}, equal on {each.count(0)})."
-        )
-    return lines
+    for n, key, results in groups(suite, rows):
+        values = [[value for result in results if isinstance(value := result.get(k), (int, float))] for k in TABLE_KEYS]
+        found = [mean_interval(column) for column in values]
+        if any(interval and interval.low is not None for interval in found):
+            lines.append([n, key, *(_span(FIGURE[k].digits, interval) for k, interval in zip(TABLE_KEYS, found))])
+    return markdown_table(["views", "variant", *_HEADINGS], lines) if lines else ""
 
 
-def _comparison(figure: Figure, first: float, second: float) -> int:
-    """1 when ``first`` is better as printed, -1 when it is worse, 0 when both are printed alike."""
-    difference = float(figure.text(first)) - float(figure.text(second))
-    return int(np.sign(difference)) * (1 if figure.more_is_better else -1)
+def _span(digits: int, interval: Interval | None) -> str:
+    return "-" if interval is None or interval.low is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
 
 
 def strict_table(suite: Suite, rows: list[dict]) -> str:
@@ -160,3 +155,11 @@ def time_table(suite: Suite, rows: list[dict]) -> str:
         lines.append([n, key, *cells, f"{np.mean(totals):.0f} / {max(totals):.0f}", f"{memory:.1f}", f"{np.mean(loads):.1f}"])
     header = ["views", "variant", *(f"{stage} (s)" for stage in stages), "total mean / longest (s)", "peak memory (GB)", "load before"]
     return markdown_table(header, lines)
+
+
+_TABLES = {
+    "Intervals of the means (95 %, bootstrap over objects)": intervals_table,
+    "Strict figures": strict_table,
+    "Each object": object_table,
+    "Time and memory": time_table,
+}

@@ -4,6 +4,7 @@ import argparse
 import base64
 import csv
 import html
+import importlib
 import json
 import re
 import shutil
@@ -14,11 +15,13 @@ import pytest
 import trimesh
 from PIL import Image
 
-from sap3d import evaluate, report, results, suite, suite_tables
+from sap3d import evaluate, report, results, suite, suite_baselines, suite_claims, suite_tables
 from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.config import load_config
 from sap3d.errors import InputError
 from sap3d.evaluation_pictures import SHEET_VIEWS
 from sap3d.images import save_image
+from sap3d.intervals import mean_interval
 from sap3d.mesh_load import load_mesh_normalised
 from sap3d.mesh_render import MeshRenderer
 from sap3d.scene import REPOSITORY, Scene, completion_record, write_cameras, write_json
@@ -301,8 +304,8 @@ def small_suite(truth, tmp_path, monkeypatch):
     monkeypatch.setenv("ROOT_DIR", str(tmp_path / "root"))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
     monkeypatch.setattr(suite, "STAGES", {"relposepp": "foreign_stage", "camerabooth": "foreign_stage", "3D_Recon": "foreign_stage"})
-    for module in (suite, suite_tables):
-        monkeypatch.setattr(module, "SUITES", tmp_path / "suites")
+    for module in (suite, suite_tables, suite_baselines):
+        monkeypatch.setattr(module, "SUITES", tmp_path / "suites", raising=False)
         monkeypatch.setattr(module, "ROWS", tmp_path / "rows")
     return tmp_path
 
@@ -332,26 +335,131 @@ def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
     assert again == rows and capsys.readouterr().out.count("measured already") == 3
 
     page = suite_tables.write_results_page(small_suite / "results.md").read_text()
-    assert "sharp@2 beats full@2 in 2D PSNR:" in page and "full@2 **does not beat** sharp@2 in 2D LPIPS" in page
-    assert "3D PSNR: not measured" in page and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
+    assert re.search(r"\| sharp@2 over full@2 \| \+\d\d\.\d\d, 1 of 1, \*open\* \| - \| - \|", page)  # one object: no interval; no 3D here
+    assert re.search(r"\| full@2 over sharp@2 \| - \| \*\*worse\*\* \+0\.\d{3}, 0 of 1, \*open\* \| - \|", page) and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
     assert str(small_suite) not in page and (small_suite / "rows" / "small.csv").read_text().startswith("variant,")
 
 
+def claim_rows(first, second, key, views=5):
+    return [
+        {"variant": variant, "result": {"NAME": f"object {index}", "views": views, key: value}}
+        for variant, values in (("a", first), ("b", second))
+        for index, value in enumerate(values)
+    ]
+
+
 @pytest.mark.parametrize(
-    "key, first, second, verdict",
+    "key, first, second, cell",
     [
-        ("3d_psnr_mean", 18.4549, 18.4451, "a@5 **equals, to the printed digits,** b@5 in 3D PSNR: 18.45 against 18.45"),
-        ("3d_psnr_mean", 18.456, 18.454, "a@5 beats b@5 in 3D PSNR: 18.46 against 18.45 (mean of 2 objects; better on 2, equal on 0)"),
-        ("3d_lpips_mean", 0.1691, 0.1694, "a@5 **equals, to the printed digits,** b@5 in 3D LPIPS: 0.169 against 0.169 (mean of 2 objects; better on 0, equal on 2)"),
-        ("3d_lpips_mean", 0.168, 0.169, "a@5 beats b@5 in 3D LPIPS: 0.168 against 0.169"),
-        ("3d_lpips_mean", 0.170, 0.169, "a@5 **does not beat** b@5 in 3D LPIPS: 0.170 against 0.169 (mean of 2 objects; better on 0, equal on 0)"),
-        ("CD", float("nan"), 0.169, "a@5 against b@5, Chamfer: not measured"),
+        ("3d_psnr_mean", 18.4549, 18.4451, "**equal** +0.01 [+0.01, +0.01], 0 of 2"),
+        ("3d_psnr_mean", 18.456, 18.454, "+0.00 [+0.00, +0.00], 2 of 2"),
+        ("3d_lpips_mean", 0.1691, 0.1694, "**equal** -0.000 [-0.000, -0.000], 0 of 2"),
+        ("3d_lpips_mean", 0.168, 0.169, "-0.001 [-0.001, -0.001], 2 of 2"),
+        ("3d_lpips_mean", 0.170, 0.169, "**worse** +0.001 [+0.001, +0.001], 0 of 2"),
+        ("Rotation Error", 3.0, 4.5, "-1.5 [-1.5, -1.5], 2 of 2"),
+        ("IOU", 0.6, 0.7, "**worse** -0.100 [-0.100, -0.100], 0 of 2"),
+        ("CD", float("nan"), 0.169, "-"),
+        ("Rotation Error", None, 4.5, "-"),
     ],
 )  # fmt: skip
-def test_claims_are_judged_by_the_printed_digits(key, first, second, verdict):
-    rows = [{"variant": variant, "result": {"NAME": name, "views": 5, key: value}} for variant, value in (("a", first), ("b", second)) for name in ("one", "two")]
-    (line,) = suite_tables.claim_lines(suite.Claim("a@5", "b@5", [key]), rows)
-    assert line.startswith(f"* {verdict}")
+def test_claims_are_judged_by_the_printed_digits(key, first, second, cell):
+    rows = claim_rows([first] * 2, [second] * 2, key)
+    assert suite_claims.claim_cell(suite.Claim("a@5", "b@5", [key]), key, rows) == cell
+
+
+def test_claims_are_paired_by_object_and_open_where_zero_is_possible():
+    """Objects differ by 10 dB, the two sides by 1: only differences of the same object show it."""
+    first = [11.0, 21.1, 30.9, 41.0, 50.9]
+    rows = claim_rows(first, [value - 1 + 0.1 * (-1) ** k for k, value in enumerate(first)], "3d_psnr_mean")
+    claim = suite.Claim("a@5", "b@5", ["3d_psnr_mean"])
+    assert re.fullmatch(r"\+0\.98 \[\+0\.9\d, \+1\.0\d\], 5 of 5", suite_claims.claim_cell(claim, "3d_psnr_mean", rows))
+    rows[-1]["result"]["NAME"] = "another"  # without a partner
+    assert suite_claims.claim_cell(claim, "3d_psnr_mean", rows).endswith("4 of 4")
+    rows = claim_rows([11.0, 12.0, 13.0], [10.9, 12.2, 12.8], "3d_psnr_mean")
+    assert suite_claims.claim_cell(claim, "3d_psnr_mean", rows).endswith("2 of 3, *open*")
+    rows = claim_rows([10.9, 12.2, 12.8], [11.0, 12.3, 12.7], "3d_psnr_mean")
+    assert re.fullmatch(r"\*\*worse\*\* -0\.03 .*, 1 of 3, \*open\*", suite_claims.claim_cell(claim, "3d_psnr_mean", rows))
+    table = suite_claims.claims_table([claim, suite.Claim("a@5", "c@5", ["CD"])], rows).splitlines()
+    assert table[0] == "| claim | 3D PSNR (more is better) | Chamfer (less is better) |" and table[3] == "| a@5 over c@5 | - | - |"
+
+
+def test_intervals_cover_the_mean_of_new_objects():
+    """Of 200 samples of 16 objects about 95 % hold the mean that they were drawn with, whatever the shape of the distribution."""
+    generator = np.random.default_rng(1)
+    held = [mean_interval(generator.exponential(2.0, 16)).holds(2.0) for _ in range(200)]
+    assert 0.85 <= np.mean(held) <= 0.98
+    values = generator.normal(5.0, 1.0, 16)
+    interval = mean_interval(values)
+    assert interval == mean_interval(values) and interval.mean == pytest.approx(values.mean()) and interval.count == 16
+    spread = 1.96 * values.std() / 4  # of the mean, as a normal distribution has it
+    np.testing.assert_allclose([interval.low, interval.high], [values.mean() - spread, values.mean() + spread], atol=0.08)
+    assert mean_interval([]) is None and mean_interval([3.0]).text(1) == "3.0" and mean_interval([3.0]).holds(99.0)
+
+
+def test_shared_stage_with_settings_is_made_again_and_left_out_stages_leave_nothing(small_suite):
+    """Sharing what a setting does not change, and no figures from what an earlier definition of a variant has made."""
+    path = small_suite / "suites" / "small.yaml"
+    path.write_text(SUITE.replace("share: [relposepp], settings", "share: [relposepp, camerabooth], settings"))
+    failures, rows = run_small(variants=["full", "sharp"])
+    assert not failures and list(rows["full", "car", 2]["wall_seconds"]) == ["relposepp", "camerabooth", "evaluate"]
+    assert list(rows["sharp", "car", 2]["wall_seconds"]) == ["camerabooth", "evaluate"] and rows["sharp", "car", 2]["result"]["2d_psnr_mean"] > 60
+    path.write_text(SUITE.replace("stages: [relposepp, camerabooth]", "stages: [relposepp]"))
+    _, rows = run_small(variants=["full"])
+    result = rows["full", "car", 2]["result"]
+    assert result["2d_psnr_mean"] is None and result["Rotation Error"] > 5 and not (small_suite / "root/.work/suites/small/full/camerabooth/experiments_nvs/TINY/car_view_2").exists()
+
+
+SECOND = SUITE.replace("title: small", "title: second\ntake_from: [small]")
+
+
+def run_second(**chosen):
+    name, loaded = suite.load_suite("second")
+    arguments = argparse.Namespace(**({"variants": [], "objects": [], "views": [], "again": False} | chosen))
+    return suite.run_suite(name, loaded, arguments), {suite.row_key(row): row for row in suite.load_rows(name)}
+
+
+def test_suite_takes_rows_of_the_same_settings_from_another(small_suite, capsys, monkeypatch):
+    """What was measured counts, and outputs are shared from where they lie; other settings or weights are measured anew."""
+    path = small_suite / "suites" / "second.yaml"
+    path.write_text(SECOND)
+    _, rows = run_small(variants=["full"])
+    failures, second = run_second(variants=["full", "sharp"])
+    assert not failures and second["full", "car", 2] == rows["full", "car", 2] | {"suite": "second", "taken_from": "small"}
+    assert "taken_from" not in second["sharp", "car", 2] and not (small_suite / "root/.work/suites/second/full/results").exists()
+    assert second["sharp", "car", 2]["result"]["Rotation Error"] == rows["full", "car", 2]["result"]["Rotation Error"]  # small's cameras
+    assert ",taken_from," in (small_suite / "rows" / "second.csv").read_text().splitlines()[0]
+    capsys.readouterr()
+    assert run_second(variants=["full"])[1] == second and "measured already" in capsys.readouterr().out
+
+    path.write_text(SECOND.replace("[size=40,", "[size=32,"))
+    assert suite.taken_row("second", suite.load_suite("second")[1], "full", "car", 2) is None
+    path.write_text(SECOND.replace("stages: [relposepp, camerabooth]", "stages: [relposepp, camerabooth], quick: true"))
+    changed = suite.load_suite("second")[1]
+    assert suite.taken_row("second", changed, "full", "car", 2) is None
+    run_small(variants=["sharp"])
+    assert suite.taken_row("second", changed, "sharp", "car", 2) is None  # its cameras come from the variant that has changed
+    path.write_text(SECOND)
+    assert suite.taken_row("second", suite.load_suite("second")[1], "sharp", "car", 2)
+    monkeypatch.setattr(suite, "made_by", lambda: "others")
+    assert suite.taken_row("second", suite.load_suite("second")[1], "full", "car", 2) is None
+    _, again = run_second(variants=["full"])
+    assert again["full", "car", 2]["made_by"] == "others" and "taken_from" not in again["full", "car", 2]
+
+
+def test_suite_plan_says_what_would_be_run_taken_and_shared(small_suite, capsys, monkeypatch):
+    (small_suite / "suites" / "second.yaml").write_text(SECOND)
+    run_small(variants=["full"])
+    monkeypatch.setattr("sys.argv", ["evaluate", "suite", "second", "--plan"])
+    capsys.readouterr()
+    evaluate.command_line()
+    assert capsys.readouterr().out.splitlines() == [
+        "full, car, 2 views: taken from small",
+        "sharp, car, 2 views: run camerabooth; relposepp of full given",
+        "oracle, car, 2 views: run camerabooth; the true cameras given",
+    ]
+    run_second(variants=["full"])
+    suite.main(["second", "--plan"])
+    assert capsys.readouterr().out.count("measured already") == 1 and not (small_suite / "root/.work/suites/second/oracle").exists()
 
 
 def test_suite_keeps_going_after_a_failure(small_suite):
@@ -375,6 +483,9 @@ def test_suite_plans_extra_views_and_restricted_variants(small_suite):
         ("share_from: full", "share_from: later", "name an earlier variant"),
         ('cameras: "true"', "cameras: good", "must be estimated or true"),
         ("title: small", "titel: small", "titel"),
+        ("settings: {camerabooth: [sharp]}", "settings: {3D_Recon: [sharp]}", "settings for 3D_Recon, which is not among its stages"),
+        ("title: small", "take_from: [smaller]", "smaller, which is not another suite"),
+        ("title: small", "take_from: [small]", "small, which is not another suite"),
         ("objects: [car]", "objects: []", "needs type, objects, views and variants"),
     ],
 )
@@ -389,6 +500,13 @@ def test_committed_suites_load_and_sheet_views_are_protocol_views():
     for path in (REPOSITORY / "docs" / "suites").glob("*.yaml"):
         _, loaded = suite.load_suite(str(path))
         assert suite.plan(loaded)
+        for variant in loaded.variants.values():
+            for stage, settings in variant.settings.items():
+                module = importlib.import_module(suite.STAGES[stage].rpartition(".")[0] + ".config")
+                config_class = {"relposepp": "RelPoseConfig", "camerabooth": "BoothConfig", "3D_Recon": "ReconConfig"}[stage]
+                load_config(getattr(module, config_class), None, settings)  # as the stage would
+        named = {text.partition("@")[0] for claim in loaded.claims for text in (claim.better, claim.worse)}
+        assert named <= set(loaded.variants) and {key for claim in loaded.claims for key in claim.figures} <= set(results.FIGURE)
     azimuths = [protocol_test_cameras()[name].azimuth_deg for name in SHEET_VIEWS]
     np.testing.assert_allclose(azimuths, np.arange(0, 360, 30))
     assert {round(protocol_test_cameras()[name].elevation_deg) for name in SHEET_VIEWS} == {15, 30, -15, 0, 45, -30}

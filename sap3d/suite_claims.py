@@ -1,0 +1,59 @@
+"""The comparisons that a suite claims, judged on its rows: differences over the objects that both sides have, with intervals."""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import numpy as np
+
+from sap3d.intervals import mean_interval
+from sap3d.results import FIGURE, Figure, markdown_table
+from sap3d.suite import Claim
+
+LEGEND = (
+    "The first minus the second: mean over the objects that both have, its 95 % interval (paired bootstrap over objects), and on how many of them "
+    "the first is better. As printed, the means of both sides may also be **equal** or the first **worse**; *open*: the interval holds zero."
+)
+
+
+def select(rows: Sequence[dict], variant: str, views: int) -> list[dict]:
+    """The results of one variant and number of views."""
+    return [row["result"] for row in rows if row["variant"] == variant and row["result"]["views"] == views]
+
+
+def claims_table(claims: Sequence[Claim], rows: Sequence[dict]) -> str:
+    """A line a claim, a column a figure; a figure that a claim does not name or that nobody has measured is left out ("-")."""
+    keys = [key for key in FIGURE if any(key in claim.figures for claim in claims)]
+    heading = [f"{FIGURE[key].heading} ({'more' if FIGURE[key].more_is_better else 'less'} is better)" for key in keys]
+    lines = [[f"{claim.better} over {claim.worse}", *(claim_cell(claim, key, rows) if key in claim.figures else "-" for key in keys)] for claim in claims]
+    return markdown_table(["claim", *heading], lines)
+
+
+def claim_cell(claim: Claim, key: str, rows: Sequence[dict]) -> str:
+    """One claim in one figure, the verdict by the means as printed: "+1.22 [+0.80, +1.64], 14 of 16"; "-": not measured."""
+    figure, pairs = FIGURE[key], paired(claim, key, rows)
+    if not pairs:
+        return "-"
+    order = compare(figure, *np.mean(pairs, axis=0))
+    verdict = {1: "", 0: "**equal** ", -1: "**worse** "}[order]
+    interval = mean_interval([first - second for first, second in pairs])
+    better = sum(compare(figure, *pair) == 1 for pair in pairs)
+    doubt = ", *open*" if order and interval.holds(0.0) else ""
+    return f"{verdict}{interval.text(figure.digits, '+')}, {better} of {len(pairs)}{doubt}"
+
+
+def paired(claim: Claim, key: str, rows: Sequence[dict]) -> list[tuple[float, float]]:
+    """(first, second) of every object that has the figure on both sides of the claim."""
+    sides = []
+    for text in (claim.better, claim.worse):
+        variant, _, views = text.partition("@")
+        values = {result["NAME"]: result.get(key) for result in select(rows, variant, int(views))}
+        sides.append({name: value for name, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)})
+    return [(sides[0][name], sides[1][name]) for name in sorted(sides[0].keys() & sides[1].keys())]
+
+
+def compare(figure: Figure, first: float, second: float) -> int:
+    """1 when ``first`` is better as printed, -1 when it is worse, 0 when both are printed alike."""
+    difference = float(figure.text(first)) - float(figure.text(second))
+    return int(np.sign(difference)) * (1 if figure.more_is_better else -1)
