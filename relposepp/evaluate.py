@@ -34,13 +34,12 @@ def pair_errors_deg(rotations: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def summary(errors_by_scene: list[np.ndarray]) -> dict[str, float]:
-    """Mean and median over pairs, shares under 15 and 30 degrees, and the mean of the scenes' medians."""
+    """Mean and median over pairs, shares under 5, 10, 15 and 30 degrees, and the mean of the scenes' medians."""
     errors = np.concatenate(errors_by_scene)
     return {
         "mean_deg": float(errors.mean()),
         "median_deg": float(np.median(errors)),
-        "under_15": float((errors < 15).mean()),
-        "under_30": float((errors < 30).mean()),
+        **{f"under_{limit}": float((errors < limit).mean()) for limit in (5, 10, 15, 30)},
         "scene_median_deg": float(np.mean([np.median(e) for e in errors_by_scene])),
     }
 

@@ -23,7 +23,8 @@ from relposepp.handheld import Handheld
 from relposepp.inference import Grid, Hypothesis, Tables, is_apart
 from relposepp.judge import SceneJudge, load_judge
 from relposepp.limb import Limb
-from relposepp.multistart import Effort, refine, search_outlines
+from relposepp.multistart import MIDDLE_RAD, Effort, refine, search_outlines
+from relposepp.revolution import Revolution, Unwrapped, azimuths_of
 from relposepp.tangency import Slack, Solution, Tangency
 from sap3d.cameras import RADIUS
 
@@ -41,6 +42,13 @@ NOISE = 1.0  # cost of the best solution above which masks are taken to be imper
 POOR = 2.0  # cost of the best solution above which the cameras' distances are searched too
 RADIUS_SIGMA = 0.12  # belief in the protocol's distance then, object lengths
 
+
+REVOLVED = 24  # configurations that are looked at as those of a body of revolution (relposepp/revolution.py), and how many are added
+REVOLVED_TILTS_DEG = (0.0, -6.0, 6.0, -12.0, 12.0)  # what is added to all elevations, which outlines of a body without corners hardly tell
+REVOLVED_SETS, REVOLVED_APART_DEG = 5, 4.0  # sets of elevations that the photos are unwrapped with; two are one when no view differs by more
+REVOLVED_MISSED = 0.02  # share of rays that miss the body at which the object is none: corpus bodies .006 at most, other objects .03 at least
+REVOLVED_SHAPE = 2.0  # log-likelihood ratio of a configuration whose outlines are exactly those of one body
+REVOLVED_WORTH = 30.0  # of the pictures' agreement (``Unwrapped.of``)
 
 SPACING_DEG = (40.0, 105.0)  # how far a photo is from its nearest neighbour, when somebody walks around an object with a few photos to take
 SPACING_SIGMA_DEG = 15.0  # belief in that outside of the range
@@ -62,6 +70,11 @@ def spacing(elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
     return -np.square(outside / SPACING_SIGMA_DEG).mean(1)
 
 
+def _apart_deg(angles: np.ndarray, other: np.ndarray) -> float:
+    """Largest difference of elevations (N,), radians."""
+    return float(np.rad2deg(np.abs(angles - other).max()))
+
+
 @dataclass
 class Reranker:
     """Finds, refines and scores configurations of one scene.
@@ -79,6 +92,7 @@ class Reranker:
     seed: int = 0
     handheld_fov_rad: list[float] | None = None
     judge: SceneJudge | None = None
+    body: Revolution | None = None
 
     @classmethod
     def of(
@@ -91,7 +105,7 @@ class Reranker:
         judge = None  # it knows cameras that look at the origin only
         if judged and len(images) > 1 and not handheld_fov_rad and weights_for(len(images))[TERMS.index("judge")]:
             judge = SceneJudge(load_judge(), images)
-        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge)
+        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, None if handheld_fov_rad else Revolution(images))
 
     @property
     def weights(self) -> np.ndarray:
@@ -110,8 +124,9 @@ class Reranker:
         start = [torch.from_numpy(np.stack([getattr(h, name) for h in proposals])).float() for name in ("elevation_rad", "azimuth_rad")]
         return found.joined(refine(self.tangency, *start, torch.full_like(start[0], RADIUS), views, len(proposals), self.effort.apart_deg))
 
-    def terms(self, solution: Solution, limb_tables: dict | None = None) -> np.ndarray:
-        """(K, len(TERMS)); means over pairs, views or rays, larger is better. limb_tables: see ``Limb.ratio``."""
+    def terms(self, solution: Solution, limb_tables: dict | None = None, least_cost: float | None = None) -> np.ndarray:
+        """(K, len(TERMS)); means over pairs, views or rays, larger is better. limb_tables: see ``Limb.ratio``; least_cost: of all the
+        scene's configurations, where these are only some of them."""
         elevation, azimuth = solution.elevation.double().numpy(), solution.azimuth.double().numpy()
         n = elevation.shape[1]
         unary = np.stack([np.interp(elevation[:, v], self.grid.elevation_rad, self.tables.unary[v]) for v in range(n)], 1)
@@ -120,7 +135,8 @@ class Reranker:
         pose = solution.elevation, solution.azimuth, solution.radius, solution.turn if self.handheld_fov_rad else None
         measured = self.consistency.measures(*pose)
         cost = solution.cost.double().numpy()
-        own = [self._pair_score(elevation, azimuth), unary.mean(1), -cost / max(NOISE, cost.min()), upright, spacing(elevation, azimuth),
+        least = cost.min() if least_cost is None else least_cost
+        own = [self._pair_score(elevation, azimuth), unary.mean(1), -cost / max(NOISE, least), upright, spacing(elevation, azimuth),
                self.limb.ratio(*pose, limb_tables)]  # fmt: skip
         found = np.concatenate([np.stack(own, 1), measured, np.zeros((len(cost), 1))], 1)
         if self.judge is not None:
@@ -151,6 +167,43 @@ class Reranker:
                 total += (1 - part) * table[rows, low % a] + part * table[rows, (low + 1) % a]
         return total / max(1, n * (n - 1) // 2)
 
+    def turned(self, solution: Solution, score: np.ndarray, limb_tables: dict) -> tuple[Solution, np.ndarray]:
+        """The same with configurations added whose azimuths are those of a body of revolution's pictures, and what body and pictures are worth
+        added to the scores (K,) of the best ones; all as it was where the outlines are not those of such a body."""
+        best = np.argsort(-score, kind="stable")[:REVOLVED]
+        sets = self._elevation_sets(solution[torch.from_numpy(best)])
+        if not sets:
+            return solution, score
+        added = []
+        for elevation, radius, pictures in sets:
+            penalty = lambda a, e=elevation: spacing(np.broadcast_to(e[: a.shape[1]], a.shape), a) / REVOLVED_WORTH  # noqa: E731
+            azimuth = azimuths_of(pictures.agreement, penalty, max(6, REVOLVED // len(sets)))
+            added.append([np.broadcast_to(elevation, azimuth.shape), azimuth, np.broadcast_to(radius, azimuth.shape)])
+        start = [torch.from_numpy(np.concatenate(x)).float() for x in zip(*added)]
+        new = self.tangency.solve(*start, list(range(self.tangency.views)), 6, start_sigma=MIDDLE_RAD)
+        score = np.concatenate([score, self.terms(new, limb_tables, float(solution.cost.min())) @ self.weights])
+        solution = solution.joined(new)
+        for k in [*best, *range(len(score) - len(new.cost), len(score))]:
+            elevation, azimuth, radius = (getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth", "radius"))
+            score[k] += REVOLVED_SHAPE * max(0.0, 1 - self.body.missed(elevation, radius) / REVOLVED_MISSED)
+            nearest = min(sets, key=lambda x: _apart_deg(x[0], elevation))
+            if _apart_deg(nearest[0], elevation) < 1.5 * REVOLVED_APART_DEG:
+                score[k] += REVOLVED_WORTH * max(0.0, float(nearest[2].of(azimuth[None])[0]))
+        return solution, score
+
+    def _elevation_sets(self, best: Solution) -> list[tuple[np.ndarray, np.ndarray, Unwrapped]]:
+        """Elevations (N,) like those of the best configurations, or tilted, with distances (N,), whose outlines are those of a body of revolution; and its pictures."""
+        bases: list[tuple[np.ndarray, np.ndarray]] = []
+        for elevation, radius in zip(best.elevation.double().numpy(), best.radius.double().numpy()):
+            if len(bases) < REVOLVED_SETS and all(_apart_deg(known, elevation) >= REVOLVED_APART_DEG for known, _ in bases):
+                bases.append((elevation, radius))
+        tried = [(self.body.missed(e + tilt, r), e + tilt, r) for e, r in bases for tilt in np.deg2rad(REVOLVED_TILTS_DEG)]
+        sets: list[tuple[np.ndarray, np.ndarray, Unwrapped]] = []
+        for missed, elevation, radius in sorted(tried, key=lambda x: x[0]):
+            if missed < REVOLVED_MISSED and len(sets) < REVOLVED_SETS and all(_apart_deg(known, elevation) >= REVOLVED_APART_DEG for known, _, _ in sets):
+                sets.append((elevation, radius, self.body.unwrapped(elevation, radius)))
+        return sets
+
     def run(self, proposals: list[Hypothesis], apart_deg: float = 5.0) -> list[Hypothesis]:
         """All candidates by score, best first, none within ``apart_deg`` of a better one."""
         if self.handheld_fov_rad:
@@ -158,8 +211,10 @@ class Reranker:
             handheld = Handheld(self.tangency, lambda found: self.terms(found, tables), self.weights, self.handheld_fov_rad)
             solution, score = handheld.search(self.effort.starts // 2, self.candidates, np.random.default_rng(self.seed))
         else:
-            solution = self.search(proposals)
-            score = self.terms(solution) @ self.weights
+            solution, tables = self.search(proposals), {}
+            score = self.terms(solution, tables) @ self.weights
+            if self.body is not None:
+                solution, score = self.turned(solution, score, tables)
         kept: list[Hypothesis] = []
         rotations: list[np.ndarray] = []
         for k in np.argsort(-score, kind="stable"):
