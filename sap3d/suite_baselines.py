@@ -19,12 +19,14 @@ def structure_from_motion_section(suite_rows: Sequence[dict]) -> str:
     rows = read_json(ROWS / STRUCTURE_FROM_MOTION)
     if not isinstance(rows, list) or not rows:
         return ""
+    objects = len({row["object"] for row in rows})
     return (
         f"## Classical structure from motion on the same photos\n\n"
-        f"`python -m benchmarks.structure_from_motion --type {rows[0]['type']}`: {rows[0]['program']} on the first photos of {len({row['object'] for row in rows})} objects over white, "
-        f"field of view given; its default thresholds, and lenient ones (in that program). A photo that it cannot register is a failure. Rotation errors: relative rotations of "
-        f"pairs, over registered photos alone. Beside it the same error (each object's mean over its pairs) of the full method on the objects that a suite has measured, all photos placed. Rows: "
-        f"[{STRUCTURE_FROM_MOTION}]({ROWS.name}/{STRUCTURE_FROM_MOTION}).\n\n{structure_from_motion_table(rows, suite_rows)}\n"
+        f"`python -m benchmarks.structure_from_motion --type {rows[0]['type']}`: {rows[0]['program']} on the first photos of {objects} objects over white, "
+        f"field of view given; its default thresholds, and lenient ones (in that program). A photo that it cannot register is a failure. Rotation errors: "
+        f"relative rotations of pairs, over registered photos alone. Beside it the same error (each object's mean over its pairs) of the full method on the "
+        f"objects that a suite has measured, all photos placed. Rows: [{STRUCTURE_FROM_MOTION}]({ROWS.name}/{STRUCTURE_FROM_MOTION}).\n\n"
+        f"{structure_from_motion_table(rows, suite_rows)}\n"
     )
 
 
@@ -48,7 +50,10 @@ def structure_from_motion_table(rows: Sequence[dict], suite_rows: Sequence[dict]
             views, settings, f"{len(whole)} of {len(chosen)}", str(right), f"{count} of {views * len(chosen)}", _spread(errors), f"{np.mean([row['seconds'] for row in chosen]):.0f}",
             f"{_spread(list(ours.values()))}{f' of {len(ours)} objects' if ours else ''}",
         ])  # fmt: skip
-    header = ["photos", "thresholds", "objects with all photos registered", f"and all pairs under {RIGHT_DEG} deg", "photos registered", "rotation error mean / median (deg)", "seconds an object", "full method here: mean / median (deg)"]
+    header = [
+        "photos", "thresholds", "objects with all photos registered", f"and all pairs under {RIGHT_DEG} deg", "photos registered",
+        "rotation error mean / median (deg)", "seconds an object", "full method here: mean / median (deg)",
+    ]  # fmt: skip
     return markdown_table(header, lines)
 
 
