@@ -140,7 +140,8 @@ def remove_object(root: Path, type_: str, name: str) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The options that this command and ``dataset.gso`` share."""
     parser.add_argument("--views", type=int, default=8, help="input views, 1 to 8 (default 8)")
-    parser.add_argument("--inputs", choices=tuple(INPUT_CAMERAS), default="protocol", help="input views: the protocol's, or random ones (elevation -20 to 60, any azimuth, radius 1.3 to 1.8)")
+    text = "input views: the protocol's, or random ones (elevation -20 to 60, any azimuth, radius 1.3 to 1.8)"
+    parser.add_argument("--inputs", choices=tuple(INPUT_CAMERAS), default="protocol", help=text)
     parser.add_argument("--input-size", type=int, default=512, help="side of the input images in pixels")
     parser.add_argument("--test-size", type=int, default=256, help="side of the test images in pixels")
     parser.add_argument("--root", type=Path, help="write below this folder (default: ROOT_DIR or the repository)")
