@@ -2,6 +2,7 @@
 
     python -m dataset.gso Sonny_School_Bus.zip ~/gso/*.zip --type GSO
     python -m dataset.gso folder_of_objects --type GSO
+    python -m dataset.gso folder_of_objects --type GSO_random --inputs random     # views from anywhere, a type of their own
 
 An object is a zip or a folder with ``meshes/model.obj`` and ``materials/textures/texture.png`` (as distributed), or with
 ``model.obj``, its MTL and ``texture.png`` side by side. Google Scanned Objects are z up. They are Google Research's, under

@@ -1,6 +1,6 @@
 """Render a mesh into the GSO layout under the SAP3D protocol.
 
-    python -m dataset.render chair.glb --type MINE --name chair [--views 8] [--up y]
+    python -m dataset.render chair.glb --type MINE --name chair [--views 8] [--up y] [--inputs random]
 
 Writes (docs/DATASET.md has every field)
     dataset/data/train/<TYPE>/<NAME>/{images,poses}/000..   input views, RGBA 512 x 512
@@ -27,11 +27,13 @@ from sap3d.mesh_render import MeshRenderer, RenderMesh, load_mesh_normalised
 from sap3d.scene import atomic_dir, check_name, read_json, root_dir, write_json
 
 MAX_VIEWS = 8
+RANDOM_ELEVATIONS_DEG, RANDOM_RADII = (-20.0, 60.0), (1.3, 1.8)  # of random input views; any azimuth
 
 
 @dataclass(frozen=True)
 class RenderSettings:
     views: int = 8  # input views, 1 .. 8
+    inputs: str = "protocol"  # protocol, or random: any azimuth, elevation and radius from a range
     input_size: int = 512  # pixels
     test_size: int = 256  # pixels
     supersample: int = 2  # samples a pixel, squared
@@ -51,6 +53,21 @@ def protocol_input_cameras(name: str, views: int) -> dict[str, Camera]:
     azimuths = (0.0, 90.0, 270.0, fourth, 225.0, 45.0, 315.0, last)
     elevations = 30.0 * generator.integers(0, 2, MAX_VIEWS)
     return {f"{k:03d}": Camera.from_degrees(float(elevations[k]), azimuths[k]) for k in range(views)}
+
+
+def random_input_cameras(name: str, views: int) -> dict[str, Camera]:
+    """Input cameras from all around an object, independent of each other: elevations, azimuths and radii uniform in their ranges.
+
+    Drawn by a seed from the object's name, one camera after the other, so that they are the same everywhere. The true views stay the protocol's.
+    """
+    if not 1 <= views <= MAX_VIEWS:
+        raise InputError(f"there are 1 to {MAX_VIEWS} input views, got {views}")
+    low, high = zip(RANDOM_ELEVATIONS_DEG, (0.0, 360.0), RANDOM_RADII)
+    drawn = np.random.default_rng([seed_of(name), 1]).uniform(low, high, (MAX_VIEWS, 3))
+    return {f"{k:03d}": Camera.from_degrees(*map(float, drawn[k])) for k in range(views)}
+
+
+INPUT_CAMERAS = {"protocol": protocol_input_cameras, "random": random_input_cameras}
 
 
 def render_views(renderer: MeshRenderer, folder: Path, views: dict[str, Camera], size: int, supersample: int) -> None:
@@ -74,7 +91,7 @@ def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = N
     check_name(name, "object name")
     root = root_dir() if root is None else Path(root)
     train, test, model = object_folders(root, type_, name)
-    record = {"format": 1, "mesh": mesh_hash(mesh), "settings": asdict(settings)}
+    record = {"format": 1, "mesh": mesh_hash(mesh), "settings": settings_record(settings)}
     source, owner = {"type": type_, "mesh": record["mesh"]}, read_json(test / "source.json")
     if isinstance(owner, dict) and owner.get("type") != type_ and owner.get("mesh") != source["mesh"]:
         raise InputError(f"{test}: holds the true views of another object, {owner.get('type')} {name}, and has no level for the type; choose another name")
@@ -83,7 +100,7 @@ def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = N
         return False
     record_path.unlink(missing_ok=True)
     renderer = MeshRenderer(mesh)
-    inputs = protocol_input_cameras(name, settings.views)
+    inputs = INPUT_CAMERAS[settings.inputs](name, settings.views)
     with atomic_dir(model) as folder:
         save_obj(mesh, folder / "meshes", texture_size=settings.texture_size)
     with atomic_dir(test) as folder:
@@ -93,6 +110,11 @@ def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = N
         render_views(renderer, folder, inputs, settings.input_size, settings.supersample)
         write_json(folder / "render.json", record)
     return True
+
+
+def settings_record(settings: RenderSettings) -> dict:
+    """What a render's record says of its settings; records of the protocol's views are older than the choice of views and do not name it."""
+    return {key: value for key, value in asdict(settings).items() if key != "inputs" or value != "protocol"}
 
 
 def mesh_hash(mesh: RenderMesh) -> str:
@@ -118,6 +140,8 @@ def remove_object(root: Path, type_: str, name: str) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The options that this command and ``dataset.gso`` share."""
     parser.add_argument("--views", type=int, default=8, help="input views, 1 to 8 (default 8)")
+    text = "input views: the protocol's, or random ones (elevation -20 to 60, any azimuth, radius 1.3 to 1.8)"
+    parser.add_argument("--inputs", choices=tuple(INPUT_CAMERAS), default="protocol", help=text)
     parser.add_argument("--input-size", type=int, default=512, help="side of the input images in pixels")
     parser.add_argument("--test-size", type=int, default=256, help="side of the test images in pixels")
     parser.add_argument("--root", type=Path, help="write below this folder (default: ROOT_DIR or the repository)")
@@ -129,7 +153,7 @@ def settings_from(args: argparse.Namespace) -> RenderSettings:
     for option in ("input_size", "test_size"):
         if not 16 <= getattr(args, option) <= 2048:
             raise InputError(f"--{option.replace('_', '-')} must be 16 to 2048, got {getattr(args, option)}")
-    return RenderSettings(views=args.views, input_size=args.input_size, test_size=args.test_size)
+    return RenderSettings(views=args.views, inputs=args.inputs, input_size=args.input_size, test_size=args.test_size)
 
 
 def main() -> None:

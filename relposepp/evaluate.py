@@ -33,6 +33,14 @@ def pair_errors_deg(rotations: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return rotation_angle_deg(relative, np.einsum("kab,kcb->kac", truth[i], truth[j]))
 
 
+def centre_errors(estimated: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Distances (N,), object lengths, of estimated and true camera centres (N, 3), the estimated ones turned about the up axis to fit best."""
+    planar = np.array([1, 1j])
+    turn = np.angle(np.vdot(estimated[:, :2] @ planar, truth[:, :2] @ planar))
+    turned = (estimated[:, :2] @ planar) * np.exp(1j * turn)
+    return np.linalg.norm(np.stack([turned.real, turned.imag, estimated[:, 2]], -1) - truth, axis=1)
+
+
 def summary(errors_by_scene: list[np.ndarray]) -> dict[str, float]:
     """Mean and median over pairs, shares under 5, 10, 15 and 30 degrees, and the mean of the scenes' medians."""
     errors = np.concatenate(errors_by_scene)
@@ -102,7 +110,7 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
     """Summary and every scene's figures of the whole stage with one configuration."""
     from relposepp.estimate import estimate
 
-    errors, seconds, table, radius_errors, elevation_errors = [], [], {}, [], []
+    errors, seconds, table, radius_errors, elevation_errors, centres = [], [], {}, [], [], []
     for name, photos, truth, true_radius, fov in scenes:
         begin = time.monotonic()
         found = estimate(photos, network, config, device, fov if config.aim != "exact" else None)
@@ -114,7 +122,9 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
         errors.append(error)
         radius_errors.append(np.abs(found.radius - true_radius).mean())
         elevation_errors.append(np.abs(elevation).mean())
+        centres.append(centre_errors(np.stack([c.center() for c in found.cameras]), truth[:, 2] * true_radius[:, None]).mean())
     extra = {"seconds": float(np.mean(seconds)), "radius_error": float(np.mean(radius_errors)), "elevation_error_deg": float(np.mean(elevation_errors)),
+             "centre_error": float(np.mean(centres)),
              "best_of_hypotheses_deg": float(np.mean([t["best_hypothesis_deg"] for t in table.values()]))}  # fmt: skip
     return summary(errors) | extra, table
 

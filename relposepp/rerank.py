@@ -43,6 +43,7 @@ POOR = 2.0  # cost of the best solution above which the cameras' distances are s
 RADIUS_SIGMA = 0.12  # belief in the protocol's distance then, object lengths
 
 
+REVOLVED_VIEWS = 3  # photos from which on it is done: with two the scan that it concerns lost 2.7 degrees (docs/log.md)
 REVOLVED = 24  # configurations that are looked at as those of a body of revolution (relposepp/revolution.py), and how many are added
 REVOLVED_TILTS_DEG = (0.0, -6.0, 6.0, -12.0, 12.0)  # what is added to all elevations, which outlines of a body without corners hardly tell
 REVOLVED_SETS, REVOLVED_APART_DEG = 5, 4.0  # sets of elevations that the photos are unwrapped with; two are one when no view differs by more
@@ -105,7 +106,8 @@ class Reranker:
         judge = None  # it knows cameras that look at the origin only
         if judged and len(images) > 1 and not handheld_fov_rad and weights_for(len(images))[TERMS.index("judge")]:
             judge = SceneJudge(load_judge(), images)
-        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, None if handheld_fov_rad else Revolution(images))
+        body = Revolution(images) if len(images) >= REVOLVED_VIEWS and not handheld_fov_rad else None
+        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, body)
 
     @property
     def weights(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 from dataset import corpus, demo, gso, make_splits, sweethome
 from dataset.corpus_reader import PARTS, CorpusReader, premultiplied, split_ids
 from dataset.mesh_io import save_obj
-from dataset.render import RenderSettings, object_folders, protocol_input_cameras, render_object
+from dataset.render import RenderSettings, object_folders, protocol_input_cameras, random_input_cameras, render_object
 from sap3d.cameras import protocol_test_cameras
 from sap3d.errors import InputError
 from sap3d.images import composite_white, load_rgba
@@ -49,6 +49,35 @@ def test_protocol_input_cameras():
     for views in (0, 9):
         with pytest.raises(InputError, match="input views"):
             protocol_input_cameras("chair", views)
+
+
+def test_random_input_cameras():
+    names = [f"object {k}" for k in range(40)]
+    cameras = [camera for name in names for camera in random_input_cameras(name, 8).values()]
+    elevation, azimuth, radius = np.array([(c.elevation_deg, c.azimuth_deg, c.radius) for c in cameras]).T
+    for values, low, high in ((elevation, -20, 60), (azimuth, 0, 360), (radius, 1.3, 1.8)):
+        assert low <= values.min() < low + 0.05 * (high - low) and high - 0.05 * (high - low) < values.max() <= high
+    assert np.abs(np.corrcoef([elevation, azimuth, radius]) - np.eye(3)).max() < 0.2
+    chair = random_input_cameras("chair", 8)
+    assert list(chair) == [f"{k:03d}" for k in range(8)] and random_input_cameras("chair", 3) == {key: chair[key] for key in list(chair)[:3]}
+    assert chair == random_input_cameras("chair", 8) != random_input_cameras("bus", 8)
+    for views in (0, 9):
+        with pytest.raises(InputError, match="input views"):
+            random_input_cameras("chair", views)
+
+
+def test_random_inputs_are_a_type_of_their_own(tmp_path):
+    mesh = load_mesh_normalised(write_cube(tmp_path / "source"))
+    random = RenderSettings(views=3, inputs="random", input_size=32, test_size=16)
+    assert render_object(mesh, "T", "cube", tmp_path, SMALL) and render_object(mesh, "T_random", "cube", tmp_path, random)
+    for type_, settings, cameras in (("T", SMALL, protocol_input_cameras), ("T_random", random, random_input_cameras)):
+        train, test, _ = object_folders(tmp_path, type_, "cube")
+        for name, camera in cameras("cube", 3).items():
+            assert np.load(train / "poses" / f"{name}.npy") == pytest.approx(camera.camera_from_world())
+        assert render_object(mesh, type_, "cube", tmp_path, settings) is False
+        assert np.load(test / "poses" / "000.npy") == pytest.approx(protocol_test_cameras()["000"].camera_from_world())
+    assert "inputs" not in read_json(object_folders(tmp_path, "T", "cube")[0] / "render.json")["settings"]
+    assert render_object(mesh, "T_random", "cube", tmp_path, SMALL) is True  # other views are rendered anew
 
 
 def test_render_object_writes_the_layout_once(tmp_path):

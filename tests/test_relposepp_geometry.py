@@ -5,6 +5,7 @@ import pytest
 
 from relposepp import rotations as rot
 from relposepp.estimate import upright
+from relposepp.evaluate import centre_errors
 from sap3d.cameras import look_at_origin, rotation_angle_deg, spherical_to_center
 from tests.relposepp_spheres import TrueScores
 
@@ -85,3 +86,12 @@ def test_maximum_spanning_tree_takes_the_heaviest_edges():
     assert rot.maximum_spanning_tree(weights) == [(0, 2), (2, 1), (2, 3)]
     with pytest.raises(ValueError, match="square"):
         rot.maximum_spanning_tree(np.zeros((2, 3)))
+
+
+def test_centre_errors_ignore_a_turn_of_the_world_and_nothing_else():
+    generator = np.random.default_rng(0)
+    centres = spherical_to_center(generator.uniform(0.8, 1.8, 4), generator.uniform(-3, 3, 4), generator.uniform(1.3, 1.8, 4))
+    turn = np.array([[np.cos(2.5), -np.sin(2.5), 0], [np.sin(2.5), np.cos(2.5), 0], [0, 0, 1]])
+    assert centre_errors(centres @ turn.T, centres) == pytest.approx(np.zeros(4), abs=1e-9)
+    assert centre_errors(1.1 * centres @ turn.T, centres) == pytest.approx(0.1 * np.linalg.norm(centres, axis=1))
+    assert centre_errors(centres + [0, 0, 0.2], centres) == pytest.approx(np.full(4, 0.2))
