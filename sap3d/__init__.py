@@ -6,8 +6,9 @@ __version__ = "0.1.0"
 
 # How long a thread that waits for others spins before it sleeps. Not at all costs a fifth of stage 3's time on idle cores; the C library's own choice
 # makes two runs on the same cores twenty times slower; this costs them a fifth (docs/log.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def _keep_freed_memory() -> None:

@@ -111,14 +111,14 @@ def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
 
 
 def test_threads_do_not_depend_on_the_load():
-    """PyTorch's own number or that of OMP_NUM_THREADS, and threads that wait without using a core."""
+    """PyTorch's own number or that of OMP_NUM_THREADS, and threads that spin for a moment at most while they wait, unless the user has it otherwise."""
     assert "OMP_NUM_THREADS" not in (REPOSITORY / "run_pipeline.sh").read_text()
-    code = "import sap3d, os, torch; print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads(), len(os.sched_getaffinity(0)))"
-    for given in ({}, {"OMP_NUM_THREADS": "1"}, {"OMP_WAIT_POLICY": "ACTIVE"}):
-        variables = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")} | given
+    code = "import sap3d, os, torch; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'), torch.get_num_threads(), len(os.sched_getaffinity(0)))"
+    for given, spins in (({}, "2000"), ({"OMP_NUM_THREADS": "1"}, "2000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        variables = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
         done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=variables, capture_output=True, text=True)
-        policy, threads, cores = done.stdout.split()
-        assert policy == given.get("OMP_WAIT_POLICY", "PASSIVE")
+        policy, spinning, threads, cores = done.stdout.split()
+        assert policy == given.get("OMP_WAIT_POLICY", "PASSIVE") and spinning == spins
         assert threads == given["OMP_NUM_THREADS"] if "OMP_NUM_THREADS" in given else 1 <= int(threads) <= int(cores)
 
 

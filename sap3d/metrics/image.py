@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping
 
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine threads that spin while they wait cost a factor of three
 import torch
 import torch.nn.functional as F
 
