@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from recon_scenes import full_occupancy, solid_field, sphere_image
+from recon_scenes import full_occupancy, solid_field
 
 from sap3d.cameras import FOV_RAD, Camera, protocol_test_cameras
 from sap3d.errors import InputError

@@ -141,7 +141,7 @@ class PhotoDetail:
 
 
 def surface_normals(points: torch.Tensor, reach: int = 2) -> torch.Tensor:
-    """Unit normals (S, S, 3), towards the camera, of the surface points (S, S, 3) of an image's pixels, not finite where there is none.
+    """Unit normals (S, S, 3), towards the camera, of an image's surface points (S, S, 3), which are not finite where there is none.
 
     From the pixels ``reach`` to each side; 0 where one of them is missing, as at outlines, which photos are not to be trusted with anyway.
     """
