@@ -11,7 +11,7 @@ Two searches share one interface, ``PairScores``:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Iterable, Protocol
 
 import numpy as np
 from scipy.ndimage import maximum_filter
@@ -198,17 +198,8 @@ def search_look_at(tables: Tables, grid: Grid, count: int, beam: int = 160, apar
     elevation, azimuth = (np.concatenate(pair) for pair in zip(everywhere, nearby))
     totals = tables.score(elevation, azimuth)
 
-    kept: list[Hypothesis] = []
-    rotations: list[np.ndarray] = []
-    for k in np.argsort(-totals):
-        angles = grid.elevation_rad[elevation[k]], grid.azimuth_rad[(azimuth[k] - azimuth[k, 0]) % a]
-        candidate = Hypothesis(*angles, float(totals[k]))
-        if is_apart(candidate.rotations(), rotations, apart_deg):
-            kept.append(candidate)
-            rotations.append(candidate.rotations())
-        if len(kept) == count:
-            break
-    return kept
+    turned = (azimuth - azimuth[:, :1]) % a
+    return distinct((Hypothesis(grid.elevation_rad[elevation[k]], grid.azimuth_rad[turned[k]], float(totals[k])) for k in np.argsort(-totals)), apart_deg, count)
 
 
 def _tree_order(edges: list[tuple[int, int]], start: tuple[int, int], n: int) -> list[int]:
@@ -256,9 +247,18 @@ def coordinate_ascent(
     return elevation, azimuth
 
 
-def is_apart(rotations: np.ndarray, others: list[np.ndarray], apart_deg: float) -> bool:
-    """Whether a configuration (N, 3, 3) differs from each of the others, in some view, by ``apart_deg``; all share azimuth 0 at the first view."""
-    return not others or rotation_angle_deg(rotations, np.stack(others)).max(1).min() >= apart_deg
+def distinct(hypotheses: Iterable[Hypothesis], apart_deg: float, count: int | None = None) -> list[Hypothesis]:
+    """The first ``count`` (None: all) that differ from every one before them, in some view, by ``apart_deg``; all share azimuth 0 at the first view."""
+    kept: list[Hypothesis] = []
+    rotations: list[np.ndarray] = []
+    for found in hypotheses:
+        own = found.rotations()
+        if not kept or rotation_angle_deg(own, np.stack(rotations)).max(1).min() >= apart_deg:
+            kept.append(found)
+            rotations.append(own)
+        if len(kept) == count:
+            break
+    return kept
 
 
 # --- all rotations, as published --------------------------------------------------------------------------------------

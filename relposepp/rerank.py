@@ -20,7 +20,7 @@ import torch
 
 from relposepp.consistency import MEASURES, Consistency
 from relposepp.handheld import Handheld
-from relposepp.inference import Grid, Hypothesis, Tables, is_apart
+from relposepp.inference import Grid, Hypothesis, Tables, distinct
 from relposepp.judge import SceneJudge, load_judge
 from relposepp.limb import Limb
 from relposepp.multistart import MIDDLE_RAD, Effort, refine, search_outlines
@@ -217,12 +217,9 @@ class Reranker:
             score = self.terms(solution, tables) @ self.weights
             if self.body is not None:
                 solution, score = self.turned(solution, score, tables)
-        kept: list[Hypothesis] = []
-        rotations: list[np.ndarray] = []
-        for k in np.argsort(-score, kind="stable"):
-            values = {f: getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth", "radius", "turn")}
-            found = Hypothesis(values["elevation"], values["azimuth"], float(score[k]), values["radius"], values["turn"] if self.handheld_fov_rad else None)
-            if is_apart(found.rotations(), rotations, apart_deg):
-                kept.append(found)
-                rotations.append(found.rotations())
-        return kept
+        ordered = (self._hypothesis(solution, k, float(score[k])) for k in np.argsort(-score, kind="stable"))
+        return distinct(ordered, apart_deg)
+
+    def _hypothesis(self, solution: Solution, k: int, score: float) -> Hypothesis:
+        elevation, azimuth, radius, turn = (getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth", "radius", "turn"))
+        return Hypothesis(elevation, azimuth, score, radius, turn if self.handheld_fov_rad else None)

@@ -85,6 +85,10 @@ def test_whole_view_equals_rays_and_sees_the_sphere():
     assert torch.allclose(view.opacity.view(-1), expected.opacity, atol=4e-3)
     centre = (24, 24)
     assert view.depth[centre].item() == pytest.approx(1.5 - 0.35, abs=0.02)
+    middle = slice(20, 28)
+    along = (directions.view(48, 48, 3)[middle, middle] * torch.from_numpy(camera.center()).float()).sum(-1)
+    surface = -along - (along.square() - 1.5**2 + 0.35**2).sqrt()
+    assert (view.depth[middle, middle] - surface).std() < 0.15 * field.voxel_size()  # finer than the steps: half of that, were they samples
     assert torch.isinf(view.depth[0, 0]) and view.opacity[0, 0] == 0
     towards_camera = torch.from_numpy(camera.center() / camera.radius).float()
     assert (view.normal[centre] @ towards_camera).item() > 0.98

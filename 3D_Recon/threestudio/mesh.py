@@ -16,7 +16,7 @@ from sap3d.errors import InputError
 from sap3d.scene import write_text
 
 from .fields import Field
-from .photo_colours import PhotoColours, mesh_hits
+from .photo_colours import PhotoColours, mesh_hits, project
 from .rendering import Occupancy, render
 
 Y_UP_FROM_Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # (x, y, z) -> (x, z, -y): glTF's up axis is y
@@ -62,14 +62,11 @@ def carve(occupancy: Occupancy, depths: Mapping[str, torch.Tensor], cameras: Map
     second = first.clone()
     for name, depth in depths.items():
         camera, size = cameras[name], depth.shape[0]
-        pose = torch.from_numpy(camera.camera_from_world()).float().to(bounds.device)
-        local = chosen @ pose[:, :3].T + pose[:, 3]
-        half = -local[:, 2] * float(np.tan(camera.fov_rad / 2))
-        column = ((local[:, 0] / half + 1) * (size / 2) - 0.5).floor().long().clamp(0, size - 2)
-        row = ((1 - local[:, 1] / half) * (size / 2) - 0.5).floor().long().clamp(0, size - 2)
+        column, row = ((project(camera, chosen) + 1) * (size / 2) - 0.5).floor().long().clamp(0, size - 2).unbind(1)
+        distance = (chosen - torch.as_tensor(camera.center(), dtype=chosen.dtype, device=chosen.device)).norm(dim=1)
         # The nearest of the four pixels around the point: a single one misjudges slanted surfaces and outlines.
         nearest = -F.max_pool2d(-depth[None, None], 2, 1)[0, 0]
-        in_front = ((nearest[row, column] - local.norm(dim=1) - slack) / (3 * spacing)).clamp(-1, 1)
+        in_front = ((nearest[row, column] - distance - slack) / (3 * spacing)).clamp(-1, 1)
         second = torch.maximum(second, torch.minimum(in_front, first))
         first = torch.maximum(first, in_front)
     values[rows] = -second
