@@ -404,6 +404,8 @@ def test_bundled_regularisers_are_training_objects():
     first = load_regularisers(folder, uids[3:5], size=64)
     assert first[0].uid == uids[3] and first[0].images.shape == (24, 64, 64, 4) and len(first[0].cameras) == 24
     assert first[0].over_white()[:, 0, 0].mean() > 200
+    some = load_regularisers(folder, uids[3:5], size=64, views=4)
+    assert np.array_equal(some[1].images, first[1].images[::6]) and some[1].cameras == first[1].cameras[::6]
     attribution = (folder / "ATTRIBUTION.md").read_text()
     assert all(f"| {uid} |" in attribution for uid in uids)
 
@@ -416,6 +418,8 @@ def test_regularisers_in_folders_are_read_too(tmp_path):
     found = load_regularisers(tmp_path / "objaverse", size=8)
     assert found[0].uid == "uid1" and found[0].images.shape == (84, 8, 8, 4)
     assert found[0].cameras[13].azimuth_deg == pytest.approx(30) and found[0].cameras[13].elevation_deg == pytest.approx(30)
+    some = load_regularisers(tmp_path / "objaverse", size=8, views=6)
+    assert np.array_equal(some[0].images, found[0].images[::14]) and some[0].cameras == found[0].cameras[::14]
     assert list_regularisers(tmp_path / "none") == []
     with pytest.raises(InputError, match="no regulariser object"):
         load_regularisers(tmp_path / "objaverse", ["uid2"])
