@@ -65,7 +65,7 @@ class RelPoseConfig:
     """Settings of the stage (``python -m relposepp.run``)."""
 
     SECTION: ClassVar[str] = "relpose"  # of a preset
-    QUICK: ClassVar[tuple[str, ...]] = ("starts=24000", "beam=120", "candidates=200")
+    QUICK: ClassVar[tuple[str, ...]] = ()  # wrong cameras spoil all that follows, and the whole search takes seconds
 
     weights: str = ""  # folder with model.safetensors and config.json; empty: the bundled tiny weights
     device: str = "auto"  # auto, cpu or cuda
