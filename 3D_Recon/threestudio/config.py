@@ -97,6 +97,7 @@ class ReconConfig:
     render_size: int = 256  # pixels of the 84 views
     # Renders get back what the grid is too coarse to hold: the difference of the photos from renders of them, where photos see the surface, times this.
     photo_detail: float = 0.75  # all of it is sharper still, but where surface and cameras are a little wrong it is detail in the wrong place (docs/log.md)
+    outline_sharpness: float = 1.0  # how much of what the voxels blur of opacities is given back to renders; 0: none
     turntable_frames: int = 60
     turntable_size: int = 256
     mesh_cells: int = 160  # marching cubes, along the longest side
@@ -125,7 +126,7 @@ def check_config(config: ReconConfig) -> None:
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
     for name, low, high in (
-        ("mesh_slack", 0, 10), ("prior_exponent", 0, 10), ("mirror_weight", 0, 1e3), ("mirror_where_seen", 0, 1), ("photo_detail", 0, 1), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
+        ("mesh_slack", 0, 10), ("prior_exponent", 0, 10), ("mirror_weight", 0, 1e3), ("mirror_where_seen", 0, 1), ("photo_detail", 0, 1), ("outline_sharpness", 0, 5), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
         ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("likeness_size", 32, 1024), ("likeness_weight", 0, 1e3), ("likeness_start", 0, 1), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
     ):  # fmt: skip
         if not low <= getattr(config, name) <= high:

@@ -16,34 +16,40 @@ from sap3d.scene import Scene, atomic_dir
 from . import mesh as meshes
 from .config import ReconConfig
 from .optimise import Reconstruction
+from .outlines import sharpen_outline
 from .photo_colours import PhotoDetail
 from .views import View, render_view
 
 
-def photo_detail(config: ReconConfig, recon: Reconstruction) -> Callable[[View, Camera], View]:
-    """A function that adds the photos' detail to a view of a camera; it changes nothing where the settings say so."""
-    if not config.photos or config.photo_detail == 0:
-        return lambda view, camera: view
-    return PhotoDetail(recon.field, recon.occupancy, recon.photo_sources(), config.render_size, config.photo_detail).add
+Finish = Callable[[View, Camera], View]
 
 
-def export_renders(scene: Scene, config: ReconConfig, recon: Reconstruction, detail: Callable[[View, Camera], View]) -> dict[str, View]:
+def finishing(config: ReconConfig, recon: Reconstruction) -> Finish:
+    """What is done to every view of a camera before it is saved: the photos' detail is added and outlines are sharpened, as far as the settings say so."""
+    voxel = recon.field.voxel_size()
+    detail: Finish = lambda view, camera: view  # noqa: E731
+    if config.photos and config.photo_detail > 0:
+        detail = PhotoDetail(recon.field, recon.occupancy, recon.photo_sources(), config.render_size, config.photo_detail).add
+    return lambda view, camera: sharpen_outline(detail(view, camera), camera, voxel, config.outline_sharpness)
+
+
+def export_renders(scene: Scene, config: ReconConfig, recon: Reconstruction, finish: Finish) -> dict[str, View]:
     """save/rgb_pred/000..083.png; returns the views, whose depths the mesh is cut from."""
     cameras = protocol_test_cameras()
     views = {}
     with atomic_dir(scene.nerf_dir / "save" / "rgb_pred") as folder, Progress("3D_Recon renders", len(cameras)) as progress:
         for index, (name, camera) in enumerate(cameras.items()):
-            views[name] = detail(render_view(recon.field, recon.occupancy, camera, config.render_size), camera)
+            views[name] = finish(render_view(recon.field, recon.occupancy, camera, config.render_size), camera)
             save_image(folder / f"{name}.png", views[name].colour.cpu().numpy())
             progress.update(index + 1)
     return views
 
 
-def export_turntable(scene: Scene, config: ReconConfig, recon: Reconstruction, detail: Callable[[View, Camera], View]) -> None:
+def export_turntable(scene: Scene, config: ReconConfig, recon: Reconstruction, finish: Finish) -> None:
     """save/turntable.mp4: colour beside normals (world axes as red, green, blue), one turn in 2.5 seconds or so."""
     frames = []
     for camera in turntable_cameras(config.turntable_frames):
-        view = detail(render_view(recon.field, recon.occupancy, camera, config.turntable_size, normals=True), camera)
+        view = finish(render_view(recon.field, recon.occupancy, camera, config.turntable_size, normals=True), camera)
         opacity = view.opacity[..., None]
         normal = (view.normal * 0.5 + 0.5) * opacity + (1 - opacity)
         frames.append(torch.cat([view.colour, normal], 1).clamp(0, 1).cpu().numpy())

@@ -22,7 +22,7 @@ from .config import ReconConfig, check_config
 
 # Settings that shape the outputs and not the optimisation: changing them keeps the checkpoint.
 OUTPUT_SETTINGS = (
-    "device", "render_size", "photo_detail", "turntable_frames", "turntable_size", "mesh_cells", "mesh_slack", "mesh_faces", "texture", "texture_from_photos", "texture_size", "checkpoint_seconds", "tile_rays",
+    "device", "render_size", "photo_detail", "outline_sharpness", "turntable_frames", "turntable_size", "mesh_cells", "mesh_slack", "mesh_faces", "texture", "texture_from_photos", "texture_size", "checkpoint_seconds", "tile_rays",
 )  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def main(scene: Scene, config: ReconConfig) -> Path:
         with EventLog(scene_log_folder(scene, "3D_Recon"), recon.step and recon.step + 1) as log:
             recon.run(checkpoint, _fingerprint(config, inputs), (lambda recon: _log_step(log, recon)) if log else None)
         write_json(scene.nerf_dir / "config.json", settings)
-        detail = export.photo_detail(config, recon)
-        views = export.export_renders(scene, config, recon, detail)
-        export.export_turntable(scene, config, recon, detail)
+        finish = export.finishing(config, recon)
+        views = export.export_renders(scene, config, recon, finish)
+        export.export_turntable(scene, config, recon, finish)
         export.export_sheet(scene, photos, views)
         write_cameras(scene.nerf_dir / "cameras.yaml", recon.cameras.current())
         facts.update(hull_margin=round(recon.margin, 4), optimisation_seconds=round(recon.seconds, 2), history=recon.history)
