@@ -240,16 +240,25 @@ class PairJudge(nn.Module):
         return where, geometry, torch.stack([-z, height, -there[..., 2]], -1)
 
 
+def at_field_of_view(image: np.ndarray, fov_rad: float) -> np.ndarray:
+    """A square photo (S, S, C) of another field of view cut, or padded with zeros, to the protocol's, to a pixel."""
+    margin = round(len(image) * (TANGENT / np.tan(fov_rad / 2) - 1) / 2)
+    return np.pad(image, ((margin, margin), (margin, margin), (0, 0))) if margin >= 0 else image[-margin:margin, -margin:margin]
+
+
 # --- use --------------------------------------------------------------------------------------------------------------
 class SceneJudge:
     """The judge's opinion of configurations of one scene's photos (straight RGBA, square)."""
 
     CHUNK = 24  # hypotheses of a pair worked on at once
 
-    def __init__(self, judge: PairJudge, images: list[np.ndarray]):
+    def __init__(self, judge: PairJudge, images: list[np.ndarray], fov_rad: Sequence[float] | None = None):
+        """fov_rad: across every photo; the protocol's by default."""
         from relposepp.estimate import network_inputs
 
         self.judge = judge
+        if fov_rad:
+            images = [at_field_of_view(image, fov) for image, fov in zip(images, fov_rad)]
         photos, _ = network_inputs(images, judge.config.image_size, False)
         with torch.no_grad():
             self.seen = judge.encode(torch.from_numpy(photos).to(judge.offsets.device))

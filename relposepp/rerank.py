@@ -38,6 +38,9 @@ WEIGHTS: dict[int, tuple[float, ...]] = {
     5: (0.0, 0.2, 3.0, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05, 0.0),
 }
 
+# The judge knows cameras that look at the origin only. Aims of photos taken by hand are a few pixels of its images off, and outlines tell less then.
+HANDHELD_JUDGE, HANDHELD_JUDGED_VIEWS = 0.5, 4
+
 NOISE = 1.0  # cost of the best solution above which masks are taken to be imperfect, and all costs for less
 POOR = 2.0  # cost of the best solution above which the cameras' distances are searched too
 RADIUS_SIGMA = 0.12  # belief in the protocol's distance then, object lengths
@@ -55,9 +58,12 @@ SPACING_DEG = (40.0, 105.0)  # how far a photo is from its nearest neighbour, wh
 SPACING_SIGMA_DEG = 15.0  # belief in that outside of the range
 
 
-def weights_for(views: int) -> np.ndarray:
+def weights_for(views: int, handheld: bool = False) -> np.ndarray:
     """The fitted weights (len(TERMS),) of the nearest number of views, of the larger one between two."""
-    return np.array(WEIGHTS[min(WEIGHTS, key=lambda n: (abs(n - views), -n))])
+    weights = np.array(WEIGHTS[min(WEIGHTS, key=lambda n: (abs(n - views), -n))])
+    if handheld:
+        weights[TERMS.index("judge")] = HANDHELD_JUDGE if views <= HANDHELD_JUDGED_VIEWS else 0
+    return weights
 
 
 def spacing(elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
@@ -103,15 +109,15 @@ class Reranker:
         """handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py); judged: ask the judge of pairs, where it has a weight."""
         consistency = Consistency(images, handheld_fov_rad)
         tangency = Tangency(images, handheld_fov_rad)
-        judge = None  # it knows cameras that look at the origin only
-        if judged and len(images) > 1 and not handheld_fov_rad and weights_for(len(images))[TERMS.index("judge")]:
-            judge = SceneJudge(load_judge(), images)
+        judge = None
+        if judged and len(images) > 1 and weights_for(len(images), bool(handheld_fov_rad))[TERMS.index("judge")]:
+            judge = SceneJudge(load_judge(), images, handheld_fov_rad)
         body = Revolution(images) if len(images) >= REVOLVED_VIEWS and not handheld_fov_rad else None
         return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, body)
 
     @property
     def weights(self) -> np.ndarray:
-        return weights_for(self.tangency.views)
+        return weights_for(self.tangency.views, bool(self.handheld_fov_rad))
 
     def search(self, proposals: list[Hypothesis]) -> Solution:
         """The ``candidates`` configurations whose outlines agree best: of the search by outlines, and the refined proposals."""

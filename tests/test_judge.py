@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from relposepp.judge import JudgeConfig, PairJudge, SceneJudge, load_judge, save_judge
+from relposepp.judge import JudgeConfig, PairJudge, SceneJudge, at_field_of_view, load_judge, save_judge
 from relposepp.judge_data import AWAY_DEG, DeviceCorpus, agreeing, angle_deg, hard_hypotheses, outline_cost, outline_gaps, relative_rotations, support_points
 from relposepp.judge_train import HypothesisSource, JudgeTrainConfig, JudgeTrainer
 from relposepp.tangency import Tangency, outline_rays
@@ -210,14 +210,15 @@ def test_weights_on_disk(tmp_path, corpus):
 
 
 def test_the_choice_asks_the_judge_about_few_photos(monkeypatch, corpus):
-    """With two and three photos, and of the configurations that are best by the other terms only."""
+    """With two and three photos, of those taken by hand up to four, and of the configurations that are best by the other terms only."""
     import relposepp.rerank as rerank
     from relposepp.tangency import Solution
 
     photos = list(corpus.photos(corpus.draw(3, np.random.default_rng(3))).flatten(0, 1)[:5].permute(0, 2, 3, 1).numpy())
     monkeypatch.setattr(rerank, "load_judge", lambda: awake(PairJudge(SMALL)))
     with_judge = lambda n, **settings: rerank.Reranker.of(None, None, photos[:n], None, 10, **settings)  # noqa: E731
-    assert with_judge(2).judge and not with_judge(2, judged=False).judge and not with_judge(4).judge and not with_judge(2, handheld_fov_rad=[0.8, 0.8]).judge
+    assert with_judge(2).judge and not with_judge(2, judged=False).judge and not with_judge(4).judge
+    assert with_judge(4, handheld_fov_rad=[0.8] * 4).judge and not with_judge(5, handheld_fov_rad=[0.8] * 5).judge
     generator = torch.Generator().manual_seed(0)
     pose = [torch.rand(150, 3, generator=generator) for _ in range(2)]
     solution, score = Solution(*pose, torch.full((150, 3), 1.5), torch.zeros(150)), np.random.default_rng(0).normal(size=150)
@@ -226,6 +227,18 @@ def test_the_choice_asks_the_judge_about_few_photos(monkeypatch, corpus):
     found = judge._judged(solution, score)
     np.testing.assert_allclose(found[asked], judge.judge.scores(*(x[asked] for x in (*pose, solution.radius))), atol=1e-5)
     assert len(others) and (found[others] == found[asked].min()).all()
+
+
+@pytest.mark.parametrize("fov_rad", [0.5, 1.1])
+def test_photos_of_other_fields_of_view_are_brought_to_the_protocols(fov_rad):
+    """A disc of a known angle is as large in the judge's photo as the protocol's camera would show it."""
+    line = (np.arange(401) + 0.5 - 200.5) / 200.5 * np.tan(fov_rad / 2)  # tangents across the photo
+    photo = np.repeat((np.hypot(*np.meshgrid(line, line)) < 0.2)[..., None], 4, -1).astype(np.float32)
+    seen = at_field_of_view(photo, fov_rad)
+    line = np.linspace(-1, 1, 2 * len(seen) + 1)[1::2] * np.tan(FOV_RAD / 2)
+    truth = np.hypot(*np.meshgrid(line, line)) < 0.2
+    assert seen.shape[0] == seen.shape[1] and abs(seen[..., 3].mean() - truth.mean()) < 0.03 * truth.mean()
+    np.testing.assert_array_equal(at_field_of_view(photo, FOV_RAD), photo)
 
 
 def test_the_bundled_judge_tells_the_true_pose():
