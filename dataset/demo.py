@@ -1,6 +1,7 @@
 """Make what the repository bundles: the objects of ``GSO_demo`` and the pack of regulariser objects.
 
     python -m dataset.demo --source sweethome3d-furniture_1.8-1_all.deb [--cache dataset/corpus_cache]
+    python -m dataset.demo --source sweethome3d-furniture_1.8-1_all.deb --test-objects 40    # others of the test part, to measure on
 
 The demo objects are stand-ins for Google Scanned Objects, in their layout and under their protocol, from the TEST part of
 the training corpus; the regulariser objects are from its TRAIN part. All are CC0 or CC-BY; ATTRIBUTION.md beside them
@@ -32,6 +33,7 @@ DEMO = {  # object name -> corpus id
     "chicken": "blendswap-cc-0__chicken",
 }
 SETTINGS = RenderSettings(views=8, texture_size=512)
+TEST_TYPE = "CORPUS_test"  # of further test objects, which are not bundled
 REGULARISERS = 48
 _LEGAL = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
@@ -89,6 +91,21 @@ def make_demo(items: dict[str, sweethome.CorpusObject], root: Path) -> None:
     write_text(root / "dataset" / "data" / "train" / TYPE / "ATTRIBUTION.md", attribution("Bundled demo objects", changes, rows))
 
 
+def test_objects(count: int) -> list[str]:
+    """``count`` corpus ids of the test part without the demo objects, evenly spread over its list: the same ones every time."""
+    ids = [identifier for identifier in split_ids("test") if identifier not in DEMO.values()]
+    if not 1 <= count <= len(ids):
+        raise InputError(f"--test-objects {count}: the test part has {len(ids)} objects beside those of the demo")
+    return [ids[k] for k in np.linspace(0, len(ids) - 1, count).round().astype(int)]
+
+
+def make_test_objects(items: dict[str, sweethome.CorpusObject], root: Path, count: int) -> None:
+    """Render ``test_objects`` as ``TEST_TYPE`` under the demo objects' settings; what is there already stays."""
+    for identifier in test_objects(count):
+        written = render_object(sweethome.load_object(items[identifier]), TEST_TYPE, identifier, root, SETTINGS)
+        print(f"{identifier}: {'rendered' if written else 'already there'}", flush=True)
+
+
 def make_regularisers(cache: Path, root: Path, count: int = REGULARISERS) -> None:
     corpus = CorpusReader(cache, "train", size=64)
     rows = choose_regularisers(corpus, count)
@@ -112,14 +129,18 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m dataset.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, help=f"folder, .deb or .sh3f; {sweethome.HOW_TO_GET}")
     parser.add_argument("--cache", type=Path, help="rendered corpus: build the pack of regulariser objects too")
+    parser.add_argument("--test-objects", type=int, metavar="COUNT", help=f"make so many other test objects as {TEST_TYPE}, and nothing else")
     parser.add_argument("--root", type=Path, help="write below this folder (default: ROOT_DIR or the repository)")
     args = parser.parse_args()
     root = args.root or root_dir()
     with tempfile.TemporaryDirectory(prefix="demo_") as unpacked:
         items = {item.id: item for item in sweethome.list_objects(sweethome.find_libraries(args.source, Path(unpacked)))}
-        missing = [identifier for identifier in DEMO.values() if identifier not in items]
+        wanted = DEMO.values() if args.test_objects is None else test_objects(args.test_objects)
+        missing = [identifier for identifier in wanted if identifier not in items]
         if missing:
             raise InputError(f"{args.source}: has no object {missing[0]}; give all five libraries")
+        if args.test_objects is not None:
+            return make_test_objects(items, root, args.test_objects)
         make_demo(items, root)
     if args.cache is not None:
         make_regularisers(args.cache, root)

@@ -369,6 +369,14 @@ def test_near_duplicates_stay_together():
     assert {"a__redChair1", "a__blue_chair_2", "b__thing"} <= set(parts["test"])
 
 
+def test_test_objects_are_others_of_the_test_part_and_always_the_same():
+    chosen = demo.test_objects(40)
+    assert len(set(chosen)) == 40 and set(chosen) <= set(split_ids("test")) - set(demo.DEMO.values()) and chosen == demo.test_objects(40)
+    for count in (0, 74):
+        with pytest.raises(InputError, match="73 objects"):
+            demo.test_objects(count)
+
+
 @pytest.mark.parametrize("name", sorted(demo.DEMO))
 def test_bundled_demo_object(name):
     train, test, model = object_folders(REPOSITORY, demo.TYPE, name)
