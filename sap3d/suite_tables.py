@@ -132,6 +132,29 @@ def strict_table(suite: Suite, rows: list[dict]) -> str:
     return markdown_table(["views", "variant", *columns, "rotation mean / median (deg)", "% of objects under 5 / 10 / 15 / 30 deg"], lines)
 
 
+def camera_steps_table(suite: Suite, rows: list[dict]) -> str:
+    """Errors of the cameras after stage 1 and after test-time training; variants that take another one's training are left out."""
+    lines = []
+    for n, key, results in groups(suite, rows):
+        if "camerabooth" in suite.variants[key].share:
+            continue
+        steps = [("stage 1", "initial_cameras", "relposepp"), ("test-time training", "cameras", "camerabooth training")]
+        for step, cameras, stage in steps[: 1 if "train=false" in suite.variants[key].settings.get("camerabooth", []) else 2]:
+            found = [result for result in results if dig(result, f"corrected.{cameras}.rotation_pairs") is not None]
+            if not found:
+                continue
+            value = lambda name: mean_of(found, f"corrected.{cameras}.{name}")  # noqa: B023, E731
+            errors = [dig(result, f"corrected.{cameras}.rotation_pairs") for result in found]
+            shares = " / ".join(f"{100 * value(f'rotation_pairs_under_{d}'):.0f}" for d in ANGLE_THRESHOLDS_DEG)
+            seconds = [s["seconds"] for result in found for s in result.get("stages", []) if s["stage"] == stage]
+            lines.append([n, key, step, f"{np.mean(errors):.2f} / {np.median(errors):.2f}", shares, f"{value('elevation'):.1f}", f"{value('center_aligned'):.3f}",
+                          f"{np.mean(seconds):.0f}" if seconds else "-"])  # fmt: skip
+    if not lines:
+        return ""
+    header = ["views", "variant", "after", "rotation, mean / median of objects (deg)", "% of pairs under 5 / 10 / 15 / 30 deg", "elevation (deg)", "centre (object lengths)", "seconds"]
+    return markdown_table(header, lines)
+
+
 def object_table(suite: Suite, rows: list[dict]) -> str:
     order = {key: place for place, key in enumerate(suite.variants)}
     ordered = sorted(rows, key=lambda r: (r["result"]["NAME"], r["result"]["views"], order.get(r["variant"], len(order))))
@@ -160,6 +183,7 @@ def time_table(suite: Suite, rows: list[dict]) -> str:
 _TABLES = {
     "Intervals of the means (95 %, bootstrap over objects)": intervals_table,
     "Strict figures": strict_table,
+    "Cameras, step by step": camera_steps_table,
     "Each object": object_table,
     "Time and memory": time_table,
 }

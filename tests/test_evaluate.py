@@ -340,6 +340,24 @@ def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
     assert str(small_suite) not in page and (small_suite / "rows" / "small.csv").read_text().startswith("variant,")
 
 
+def test_the_table_of_camera_steps_compares_stage_1_and_training():
+    _, loaded = suite.load_suite("first-look")
+
+    def row(variant, name, before, after):
+        errors = lambda value: {"rotation_pairs": value, "elevation": 1.0, "center_aligned": 0.1} | {f"rotation_pairs_under_{d}": float(value < d) for d in (5, 10, 15, 30)}  # noqa: E731
+        stages = [{"stage": "relposepp", "seconds": 7.0}, {"stage": "camerabooth training", "seconds": 20.0}]
+        return {"variant": variant, "result": {"NAME": name, "views": 2, "stages": stages, "corrected": {"initial_cameras": errors(before), "cameras": errors(after)}}}
+
+    rows = [row("full", "a", 12.0, 4.0), row("full", "b", 8.0, 3.0), row("base", "a", 12.0, 12.0), row("no_prior", "a", 12.0, 4.0)]
+    lines = suite_tables.camera_steps_table(loaded, rows).splitlines()[2:]
+    assert [line.split(" | ")[1:6] for line in lines] == [
+        ["full", "stage 1", "10.00 / 10.00", "0 / 50 / 100 / 100", "1.0"],
+        ["full", "test-time training", "3.50 / 3.50", "100 / 100 / 100 / 100", "1.0"],
+        ["base", "stage 1", "12.00 / 12.00", "0 / 0 / 100 / 100", "1.0"],  # which has no training; no_prior has full's cameras
+    ]
+    assert [line.split(" | ")[7].rstrip(" |") for line in lines] == ["7", "20", "7"] and suite_tables.camera_steps_table(loaded, [{"variant": "full", "result": {"views": 1}}]) == ""
+
+
 def claim_rows(first, second, key, views=5):
     return [
         {"variant": variant, "result": {"NAME": f"object {index}", "views": views, key: value}}
