@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relposepp.tangency import axes_of
-from sap3d.cameras import FOV_RAD
+from sap3d.cameras import FOV_RAD, RADIUS
 from sap3d.errors import InputError, first_line
 
 BUNDLED = Path(__file__).parent / "weights" / "judge"
 TANGENT = float(np.tan(FOV_RAD / 2))
+KNOWN_RADIUS = (1.2, 1.9)  # distances from the object like those it was trained on, object lengths
 GEOMETRY = 9  # numbers that describe a hypothesis (``PairJudge._cells``)
 
 
@@ -240,9 +241,9 @@ class PairJudge(nn.Module):
         return where, geometry, torch.stack([-z, height, -there[..., 2]], -1)
 
 
-def at_field_of_view(image: np.ndarray, fov_rad: float) -> np.ndarray:
-    """A square photo (S, S, C) of another field of view cut, or padded with zeros, to the protocol's, to a pixel."""
-    margin = round(len(image) * (TANGENT / np.tan(fov_rad / 2) - 1) / 2)
+def at_field_of_view(image: np.ndarray, fov_rad: float, scale: float = 1.0) -> np.ndarray:
+    """A square photo (S, S, C) of another field of view cut, or padded with zeros, to the protocol's, to a pixel; scale: on the tangents that it then shows."""
+    margin = round(len(image) * (TANGENT * scale / np.tan(fov_rad / 2) - 1) / 2)
     return np.pad(image, ((margin, margin), (margin, margin), (0, 0))) if margin >= 0 else image[-margin:margin, -margin:margin]
 
 
@@ -253,12 +254,16 @@ class SceneJudge:
     CHUNK = 24  # hypotheses of a pair worked on at once
 
     def __init__(self, judge: PairJudge, images: list[np.ndarray], fov_rad: Sequence[float] | None = None):
-        """fov_rad: across every photo; the protocol's by default."""
+        """fov_rad: across every photo; the protocol's by default. Objects that others show from outside of ``KNOWN_RADIUS`` are judged as if from its
+        end, at the size that they have in the photo; their perspective is a little wrong then."""
         from relposepp.estimate import network_inputs
 
-        self.judge = judge
+        self.judge, self.scale = judge, 1.0
         if fov_rad:
-            images = [at_field_of_view(image, fov) for image, fov in zip(images, fov_rad)]
+            likely = RADIUS * TANGENT / np.tan(np.asarray(fov_rad) / 2)  # where the object fills as much of the photo as in the protocol
+            scale = np.clip(likely, *KNOWN_RADIUS) / likely
+            images = [at_field_of_view(image, fov, s) for image, fov, s in zip(images, fov_rad, scale)]
+            self.scale = torch.from_numpy(scale).float().to(judge.offsets.device)
         photos, _ = network_inputs(images, judge.config.image_size, False)
         with torch.no_grad():
             self.seen = judge.encode(torch.from_numpy(photos).to(judge.offsets.device))
@@ -267,6 +272,7 @@ class SceneJudge:
     def scores(self, elevation_rad, azimuth_rad, radius) -> np.ndarray:
         """(K,) of configurations (K, N), arrays or tensors: mean over pairs, larger is better."""
         elevation, azimuth, radius = (torch.as_tensor(x).float().to(self.judge.offsets.device) for x in (elevation_rad, azimuth_rad, radius))
+        radius = radius * self.scale
         views, found = elevation.shape[1], []
         pairs = [(i, j) for i in range(views) for j in range(i + 1, views)]
         for i, j in pairs:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from relposepp.judge import JudgeConfig, PairJudge, SceneJudge, at_field_of_view, load_judge, save_judge
+from relposepp.judge import KNOWN_RADIUS, JudgeConfig, PairJudge, SceneJudge, at_field_of_view, load_judge, save_judge
 from relposepp.judge_data import AWAY_DEG, DeviceCorpus, agreeing, angle_deg, hard_hypotheses, outline_cost, outline_gaps, relative_rotations, support_points
 from relposepp.judge_train import HypothesisSource, JudgeTrainConfig, JudgeTrainer
 from relposepp.tangency import Tangency, outline_rays
@@ -239,6 +239,20 @@ def test_photos_of_other_fields_of_view_are_brought_to_the_protocols(fov_rad):
     truth = np.hypot(*np.meshgrid(line, line)) < 0.2
     assert seen.shape[0] == seen.shape[1] and abs(seen[..., 3].mean() - truth.mean()) < 0.03 * truth.mean()
     np.testing.assert_array_equal(at_field_of_view(photo, FOV_RAD), photo)
+
+
+def test_an_object_from_far_away_is_judged_at_the_size_it_has_in_the_photo():
+    """The same pictures, said to be taken with a longer lens from so far away that they look alike but for perspective."""
+    boxes = [((0.0, 0.0, -0.1), 0.2, (0.7, 0.3, 0.2)), ((0.25, 0.12, -0.3), 0.1, (0.2, 0.2, 0.2))]
+    far, fov = 3.0, 2 * np.arctan(np.tan(FOV_RAD / 2) / 2)
+    photos = [picture(0.2, a, 1.5, 128, boxes).astype(np.float32) / 255 for a in (0.0, 1.0)]
+    pose = np.tile([0.2, 0.2], (3, 1)), np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 4.0]])
+    judge = load_judge()
+    seen = SceneJudge(judge, photos, [fov, fov])
+    np.testing.assert_allclose(seen.scale * far, KNOWN_RADIUS[1], atol=1e-6)
+    small = [at_field_of_view(photo, FOV_RAD, KNOWN_RADIUS[1] / 1.5) for photo in photos]  # as small as from the farthest known distance
+    expected = SceneJudge(judge, small).scores(*pose, np.full((3, 2), KNOWN_RADIUS[1]))
+    np.testing.assert_allclose(seen.scores(*pose, np.full((3, 2), far)), expected, atol=1e-3)
 
 
 def test_the_bundled_judge_tells_the_true_pose():
