@@ -106,6 +106,9 @@ class Likeness:
 
     Pixels of several views of an imperfect prior agree only in the mean, which is soft; their patches agree in what they look
     like (LPIPS of renders and of samples of a diffusion model: ReconFusion, arXiv 2312.02981, section 3.3).
+
+    Only brightness follows it. The distance hardly minds hues, so that its gradient, left to itself, covers what no photo shows with
+    stains of all colours.
     """
 
     SMALLEST = 32  # pixels: what the network of the distance needs
@@ -129,13 +132,13 @@ class Likeness:
         return view, self.views[view : view + 1, :, rows, columns].to(self.device), self.grid[rows, columns].reshape(-1, 2).to(self.device)
 
     def gradient(self, colour: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """LPIPS (scalar) of rays' colours (s * s, 3) and a patch, and its gradient at the colours."""
+        """LPIPS (scalar) of rays' colours (s * s, 3) and a patch, and the grey part of its gradient at the colours (s * s, 3)."""
         image = colour.detach().T.reshape(target.shape).requires_grad_(True)
         with torch.no_grad():
             wanted = self.lpips.features(target * 2 - 1)
         distance = self.lpips.distance(self.lpips.features(image * 2 - 1), wanted).sum()
         (gradient,) = torch.autograd.grad(distance, image)
-        return distance.detach(), gradient.view(3, -1).T
+        return distance.detach(), gradient.view(3, -1).mean(0)[:, None].expand(-1, 3)
 
 
 def camera_rays(camera: Camera, size: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
