@@ -139,6 +139,7 @@ def test_likeness_draws_patches_of_the_object_and_points_towards_the_view():
     assert float(likeness.gradient(same, patch)[0]) < 1e-6
     other = (same * 0.5 + 0.3).contiguous()
     before, gradient = likeness.gradient(other, patch)
+    assert gradient.shape == other.shape and torch.equal(gradient, gradient[:, :1].expand(-1, 3))  # brightness alone: hues are not the distance's to change
     after, _ = likeness.gradient(other - 0.05 * gradient / gradient.abs().max(), patch)
     assert float(after) < float(before)
 
