@@ -8,7 +8,7 @@ together. Which solution is right is for relposepp/rerank.py to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ class Effort:
     keep: int = 400  # distinct solutions kept of more views
     stirred: int = 40  # solutions that are shaken
     copies: int = 16  # shaken copies of each
+    best: int = 8  # solutions of all views that are shaken once more
+    best_copies: int = 96  # shaken copies of each
     apart_deg: float = 3.0  # two solutions are one when no view differs by more
 
 
@@ -128,4 +130,6 @@ def search_outlines(tangency: Tangency, effort: Effort, elevation_range_deg, rad
         views = [*views, new]
         solution = refine(tangency, *starts, views, effort.keep, effort.apart_deg, slack)
         solution = stir(tangency, solution, effort, generator, slack)
+    if len(views) > 3:  # from here on the right solution stands out, if it is met: more tries near few solutions
+        solution = stir(tangency, solution, replace(effort, stirred=effort.best, copies=effort.best_copies), generator, slack)
     return solution
