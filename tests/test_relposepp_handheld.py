@@ -117,17 +117,18 @@ def write_record(scene, fov_deg):
 
 def test_stage_finds_cameras_of_photos_taken_by_hand(scene):
     names = list(load_input_views(scene))
-    output = main(scene, RelPoseConfig(starts=6000, beam=30, candidates=80))
+    small = RelPoseConfig(starts=6000, beam=30, candidates=80, judge=False)  # spheres are no things that the judge knows
+    output = main(scene, small)
     cameras, turns = read_cameras(output), read_turns(output)
     truth = [Camera.from_degrees(e, a) for e, a in zip([10, 25, 15, 20], [0, 75, 150, 230])]
     error = [float(rotation_angle_deg(cameras[n].camera_from_world()[:, :3], c.camera_from_world()[:, :3])) for n, c in zip(names, truth)]
-    assert max(error) < 20 and np.mean(error) < 10, error  # a small search, and spheres are no things that the judge knows
+    assert max(error) < 15, error
     assert set(turns) == set(names) and max(abs(t).max() for t in turns.values()) > 0.005
     straight, raw = load_input_views(scene), load_input_views(scene, turned=False)
     assert all(np.abs(straight[n] - raw[n]).mean() > 1e-3 for n in names)  # later stages see the photos turned, this one does not
     assert set(yaml.safe_load(output.read_text())["hypotheses"][0]["turn_deg"]) == set(names)
     before = output.stat().st_mtime_ns
-    assert main(scene, RelPoseConfig(starts=6000, beam=30, candidates=80)).stat().st_mtime_ns == before
+    assert main(scene, small).stat().st_mtime_ns == before
     write_record(scene, [49.1, 49.1, 49.1, 44.0])  # another field of view: the stage runs again
     again = read_cameras(main(scene, RelPoseConfig(starts=1000, beam=30, candidates=20)))
     assert np.rad2deg(again["003"].fov_rad) == pytest.approx(44)
