@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from camerabooth.prior.calibrate import condition_ink, with_renderer
 from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.shards import ShardedSource
-from camerabooth.prior.train import build, guess_loss, perceptual_distance, start_step
+from camerabooth.prior.losses import guess_loss, joint_loss, perceptual_distance
+from camerabooth.prior.train import build, start_step
 from dataset import corpus
 from dataset.corpus_reader import CorpusReader, PackedCorpus
 from dataset.procedural import list_objects, part_of
@@ -216,6 +218,30 @@ def test_the_perceptual_term_is_lpips_of_the_guess_s_colours():
     assert float(whole - plain) == pytest.approx(0.5 * float(expected), rel=1e-3)
     (whole - plain).backward()
     assert any(float(p.grad.abs().max()) > 0 for p in model.multiplane.parameters() if p.grad is not None)
+
+
+def test_renderer_and_u_net_learn_from_one_look_at_the_photos(cache):
+    """part=both: the renderer's gradients are those of its own loss, the U-Net's those of the diffusion loss and of what one step shows."""
+    model = tiny_random_model(0, multiplane=8)
+    model.multiplane.train().requires_grad_(True)
+    batch = PairSource([CorpusReader(cache, "train", SIZE)], 2, 2, 5, (0.0, 1.0)).batch(0)
+    config = PriorConfig(part="both", noises_per_target=3, guess_perceptual=0.1, drop_condition=0.0)
+
+    def gradients(**settings):
+        model.zero_grad()
+        loss = joint_loss(model, batch, torch.Generator().manual_seed(1), [0.0, 2.0], replace(config, **settings))
+        loss.backward()
+        return [p.grad.clone() for p in model.multiplane.parameters()], [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.unet.parameters()]
+
+    renderer, whole = gradients()
+    model.zero_grad()
+    guess_loss(model, batch, torch.Generator().manual_seed(1), SIZE, [0.0, 2.0], 0.1).backward()
+    for found, parameter in zip(renderer, model.multiplane.parameters()):
+        torch.testing.assert_close(found, parameter.grad, atol=1e-7, rtol=1e-4)
+    diffusion, seen, none = (gradients(**s)[1] for s in ({"view_perceptual": 0.0}, {"diffusion_weight": 0.0}, {"view_perceptual": 0.0, "diffusion_weight": 0.0}))
+    assert max(float(g.abs().max()) for g in none) == 0 < min(max(float(g.abs().max()) for g in some) for some in (diffusion, seen))
+    for both, one, other in zip(whole, diffusion, seen):
+        torch.testing.assert_close(both, one + other, atol=1e-6, rtol=1e-3)
 
 
 def test_batches_made_on_a_device_are_those_of_the_mapped_corpus(cache):

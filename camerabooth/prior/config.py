@@ -12,7 +12,7 @@ class PriorConfig:
     max_minutes: float = 60.0  # stop (with a checkpoint) after this time; run again to go on
     max_steps: int = 1_000_000  # optimiser steps in all, over all runs
     seed: int = 0
-    part: str = "unet"  # what is trained: multiplane (the renderer of the first guess), then unet (all else, with that guess)
+    part: str = "unet"  # what is trained: multiplane (the renderer of the first guess), unet (all else, with that guess), or both at once
     init: str = ""  # model folder whose weights a new run starts from, e.g. sap3d/weights/tiny/zero123 ("": random)
 
     # Model (see sap3d.zero123.build.build_tiny)
@@ -35,6 +35,9 @@ class PriorConfig:
     noises_per_target: int = 1  # noises and time steps drawn for each target, its conditions and first guess made once; the batch is the product of the three
     sets: list[float] = field(default_factory=lambda: [0.55, 0.2, 0.15, 0.0, 0.1])  # share of steps with 1, 2, .. condition images
     learning_rate: float = 4e-4
+    multiplane_rate: float = 4.0  # part=both: the renderer's learning rate in units of the U-Net's
+    diffusion_weight: float = 0.2  # part=both: of the diffusion loss beside the renderer's
+    view_perceptual: float = 0.2  # part=both: weight of the LPIPS distance of what a run of one step shows
     warmup_steps: int = 200
     decay_minutes: float = 0.0  # the learning rate falls to zero over the last minutes of this run (0: constant)
     weight_decay: float = 1e-3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import logging
 import os
 import signal
@@ -26,17 +25,16 @@ import sap3d.compat  # noqa: F401
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from camerabooth.prior.calibrate import condition_features, condition_ink, ink, measure_gain, measure_residual
+from camerabooth.prior.calibrate import measure_gain, measure_residual
 from camerabooth.prior.config import PriorConfig
-from camerabooth.prior.data import PairSource, jitter_poses
+from camerabooth.prior.data import PairSource
+from camerabooth.prior.losses import diffusion_loss, guess_loss, joint_loss
 from camerabooth.prior.shards import ShardedSource
 from camerabooth.prior.validate import guess_views, sample_sheet, validation_loss
-from camerabooth.training import diffusion_error
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import save_image
 from sap3d.interrupt import Stop, finish_step_first
-from sap3d.metrics.image import LpipsAlex
 from sap3d.tensorboard import EventLog
 from sap3d.zero123 import Zero123, add_multiplane, build_tiny, load_zero123
 
@@ -48,10 +46,9 @@ class PriorModule(pl.LightningModule):
         super().__init__()
         self.config = config
         self.model = model
-        if config.part == "multiplane":
-            self.trained = nn.ModuleDict({"multiplane": model.multiplane})
-        else:
-            self.trained = nn.ModuleDict({"unet": model.unet, "cc_projection": model.cc_projection})
+        self.trained = nn.ModuleDict({"multiplane": model.multiplane} if config.part != "unet" else {})
+        if config.part != "multiplane":
+            self.trained.update({"unet": model.unet, "cc_projection": model.cc_projection})
             if hasattr(model.image_encoder, "clip"):
                 self.trained["image_encoder"] = model.image_encoder.clip.requires_grad_(True)
         self.average = AveragedModel(self.trained, multi_avg_fn=self._average_update)
@@ -62,8 +59,10 @@ class PriorModule(pl.LightningModule):
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def loss(self, model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
+        noise = self.config.pose_noise_deg if self.config.part != "unet" and model.multiplane.training else [0.0]
+        if self.config.part == "both":
+            return joint_loss(model, batch, generator, noise, self.config)
         if self.config.part == "multiplane":
-            noise = self.config.pose_noise_deg if model.multiplane.training else [0.0]
             return guess_loss(model, batch, generator, self.config.guess_size, noise, self.config.guess_perceptual)
         return diffusion_loss(model, batch, generator, drop, snr_gamma, self.config.noises_per_target)
 
@@ -88,47 +87,17 @@ class PriorModule(pl.LightningModule):
         checkpoint["world_size"] = self.trainer.world_size  # the data of a step depend on it
 
     def configure_optimizers(self):
-        parameters = [p for p in self.trained.parameters() if p.requires_grad]
-        return torch.optim.AdamW(parameters, self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
+        scale = self.config.multiplane_rate if self.config.part == "both" else 1.0
+        groups = [
+            {"params": [p for p in part.parameters() if p.requires_grad], "scale": scale if name == "multiplane" else 1.0} for name, part in self.trained.items()
+        ]  # fmt: skip
+        return torch.optim.AdamW(groups, self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
 
     def averaged_model(self) -> Zero123:
         """The same model object with the averaged weights put in (the caller restores with ``trained_state``)."""
         for name, part in self.trained.items():
             part.load_state_dict(self.average.module[name].state_dict())
         return self.model
-
-
-def diffusion_loss(model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float, noises: int = 1) -> torch.Tensor:
-    """Mean weighted error of the prediction for targets of sets of conditions (camerabooth.prior.data).
-
-    Conditions are dropped with probability ``drop`` each: tokens, concatenation, or both.
-    """
-    latents = model.encode_target(batch["target"].flatten(0, 1)[:, :3])
-    return diffusion_error(model, condition_features(model, batch), latents, batch["pose"].flatten(0, 1), generator, drop, snr_gamma, noises).mean()
-
-
-def guess_loss(model: Zero123, batch: dict, generator: torch.Generator, size: int, noise_deg: list[float], perceptual: float = 0.0) -> torch.Tensor:
-    """Error of the first guess, ink and coverage at ``size`` pixels; cameras off by one of the spreads ``noise_deg``.
-
-    perceptual: weight of LPIPS-AlexNet between the colours over white, both enlarged to the size of the views: a guess that
-    minimises the squared error alone is a mean of what could be there, softer than anything that could.
-    """
-    pose = jitter_poses(batch["pose"], noise_deg, generator).flatten(0, 1)
-    truth = nn.functional.interpolate(ink(batch["target"].flatten(0, 1)), (size, size), mode="area")
-    guess = model.multiplane(condition_ink(batch), pose, size)
-    error = guess - truth
-    loss = (error.square() + 0.1 * error.abs()).mean()
-    if perceptual > 0:
-        full, lpips = batch["target"].shape[-1], perceptual_distance(guess.device)
-        with torch.autocast(guess.device.type, enabled=False):
-            seen, true = (nn.functional.interpolate(1 - 2 * x[:, :3].float(), (full, full), mode="bilinear") for x in (guess, truth))
-            loss = loss + perceptual * lpips.distance(lpips.features(seen), lpips.features(true)).mean()
-    return loss
-
-
-@functools.lru_cache(maxsize=2)
-def perceptual_distance(device: torch.device) -> LpipsAlex:
-    return LpipsAlex(device)
 
 
 class TimeBox(pl.Callback):
@@ -163,18 +132,18 @@ class TimeBox(pl.Callback):
         if self.config.decay_minutes > 0:
             rate *= min(1.0, max(minutes_left, 0.0) / self.config.decay_minutes)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)  # checkpoints of before groups had it do not say
 
     def on_train_batch_end(self, trainer, module, outputs, *_):
         step, config = trainer.global_step, self.config
-        self.loss_sum, self.loss_count = self.loss_sum + float(outputs["loss"]), self.loss_count + 1
+        self.loss_sum, self.loss_count = self.loss_sum + outputs["loss"].detach(), self.loss_count + 1  # no number yet: that would wait for the GPU
         batch = config.groups_per_step * config.targets_per_group * (1 if config.part == "multiplane" else config.noises_per_target) * trainer.world_size
         if step % config.log_every == 0 and trainer.is_global_zero:
             now = time.time()
             rate = self.loss_count * batch / (now - self.last_time)
-            row = {"step": step, "samples": step * batch, "loss": round(self.loss_sum / self.loss_count, 5), "samples_per_second": round(rate, 1)}
+            row = {"step": step, "samples": step * batch, "loss": round(float(self.loss_sum) / self.loss_count, 5), "samples_per_second": round(rate, 1)}
             append_row(self.out / "curve.csv", row)
-            self.curves.scalars(step, {name: value for name, value in row.items() if name != "step"} | {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]})
+            self.curves.scalars(step, {name: value for name, value in row.items() if name != "step"} | {"learning_rate": trainer.optimizers[0].param_groups[-1]["lr"]})
             print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
             self.loss_sum, self.loss_count, self.last_time = 0.0, 0, now
         if step % config.validate_every == 0 and trainer.is_global_zero:
@@ -225,8 +194,8 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
 
 def build(config: PriorConfig, source) -> Zero123:
     """The untrained model with its autoencoder fitted to the first batches of ``source``, or the model of ``init``."""
-    if config.part not in ("unet", "multiplane"):
-        raise InputError(f"part={config.part!r} is unknown: use unet or multiplane")
+    if config.part not in ("unet", "multiplane", "both"):
+        raise InputError(f"part={config.part!r} is unknown: use unet, multiplane or both")
     if config.init:
         model = load_zero123(Path(config.init))
     else:
@@ -236,12 +205,13 @@ def build(config: PriorConfig, source) -> Zero123:
         model.vae.fit(images * 2 - 1, config.whitening)
     if config.multiplane and model.multiplane is None:
         add_multiplane(model, config.multiplane, widths=tuple(config.multiplane_widths), seed=config.seed)
+    if config.part != "unet" and model.multiplane is None:
+        raise InputError(f"part={config.part} trains the renderer of the first guess, and multiplane=0 asks for none; set multiplane=32")
     if config.part == "multiplane":
-        if model.multiplane is None:
-            raise InputError("part=multiplane trains the renderer of the first guess, and multiplane=0 asks for none; set multiplane=32")
         model.requires_grad_(False)
+    if config.part != "unet":
         model.multiplane.train().requires_grad_(True)
-    else:
+    if config.part != "multiplane":
         model.correction_gain.fill_(1.0)  # of the weights before: a factor of 0 would let nothing be learned (export measures it anew)
     return model
 
