@@ -15,6 +15,7 @@ from sap3d.suite import ROWS, SUITES, Suite, load_rows, load_suite
 from sap3d.suite_baselines import structure_from_motion_section
 from sap3d.suite_claims import LEGEND, claims_table, select
 from sap3d.suite_gallery import write_gallery
+from sap3d.suite_parts import parts_sections
 from sap3d.suite_plots import write_plots
 
 PAGE = REPOSITORY / "docs" / "results.md"
@@ -42,6 +43,7 @@ def write_results_page(page: Path = PAGE) -> Path:
         everything += rows
         if rows:
             parts.append(suite_section(name, suite, rows, page.parent))
+    parts += parts_sections()
     baselines = structure_from_motion_section(everything)
     write_text(page, "\n".join([*parts, *([baselines] if baselines else [])]))
     return page
