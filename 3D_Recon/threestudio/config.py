@@ -86,7 +86,7 @@ class ReconConfig:
 
     # Regularisers
     density_variation: float = 2e-7  # total variation of raw density between neighbouring voxels (Huber)
-    colour_variation: float = 2e-7  # the same of colour logits; fills in what no photo shows
+    colour_variation: float = 1e-6  # the same of colour logits; fills in what no photo shows, and keeps the likeness from roughening it
     variation_where_seen: float = 0.1  # factor on both at the end where two photos see; its square root where one does
     distortion: float = 0.01  # mip-NeRF 360's distortion on the photos' rays: gathers a ray's light at one depth
     free_rays: int = 512  # rays a step from all around, for the next two
