@@ -35,19 +35,19 @@ class PriorConfig:
     noises_per_target: int = 1  # noises and time steps drawn for each target, its conditions and first guess made once; the batch is the product of the three
     sets: list[float] = field(default_factory=lambda: [0.55, 0.2, 0.15, 0.0, 0.1])  # share of steps with 1, 2, .. condition images
     learning_rate: float = 4e-4
-    multiplane_rate: float = 4.0  # part=both: the renderer's learning rate in units of the U-Net's
-    diffusion_weight: float = 0.2  # part=both: of the diffusion loss beside the renderer's
-    view_perceptual: float = 0.2  # part=both: weight of the LPIPS distance of what a run of one step shows
+    multiplane_rate: float = 3.2  # part=both: the renderer's learning rate in units of the U-Net's
+    diffusion_weight: float = 1.0  # part=both: of the diffusion loss beside the renderer's
+    view_perceptual: float = 0.15  # part=both: weight of the LPIPS distance of what a run of one step shows
     warmup_steps: int = 200
     decay_minutes: float = 0.0  # the learning rate falls to zero over the last minutes of this run (0: constant)
     weight_decay: float = 1e-3
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
-    guess_size: int = 64  # pixels at which the first guess is compared with the truth
+    guess_size: int = 64  # pixels at which the first guess is compared with the truth (part=both: the image's)
     guess_perceptual: float = 0.1  # weight of the LPIPS distance of the first guess, at the image's size, beside its squared error
     pose_noise_deg: list[float] = field(default_factory=lambda: [0.0, 1.0, 3.0])  # spread of errors of the cameras, one drawn for each object; for the guess
     drop_condition: float = 0.05  # probability of each of: tokens, concatenation, both dropped
-    snr_gamma: float = 0.0  # min-SNR weighting (arXiv 2303.09556); 0: uniform. With v-prediction it all but removes high noise, where structure is decided
+    snr_gamma: float = 0.0  # min-SNR weighting of part=unet (arXiv 2303.09556); 0: uniform. With v-prediction it all but removes high noise, where structure is decided
     precision: str = "bf16-mixed"  # of pytorch-lightning's Trainer
     devices: int = 1  # processes (GPUs) a node; the batch grows with them
     nodes: int = 1  # machines; each runs the same command (camerabooth/README.md)

@@ -87,10 +87,10 @@ class PriorModule(pl.LightningModule):
         checkpoint["world_size"] = self.trainer.world_size  # the data of a step depend on it
 
     def configure_optimizers(self):
-        scale = self.config.multiplane_rate if self.config.part == "both" else 1.0
-        groups = [
-            {"params": [p for p in part.parameters() if p.requires_grad], "scale": scale if name == "multiplane" else 1.0} for name, part in self.trained.items()
-        ]  # fmt: skip
+        trained = {name: [p for p in part.parameters() if p.requires_grad] for name, part in self.trained.items()}
+        renderer, others = trained.pop("multiplane", []), sum(trained.values(), [])
+        scale = self.config.multiplane_rate if others else 1.0
+        groups = [{"params": group, "scale": factor} for group, factor in ((renderer, scale), (others, 1.0)) if group]
         return torch.optim.AdamW(groups, self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
 
     def averaged_model(self) -> Zero123:
