@@ -24,7 +24,7 @@ def parts_sections(folder: Path | None = None) -> list[str]:
         sections.append(
             "## The bundled prior by itself\n\n"
             "Zero-shot novel views from the first photos with their TRUE cameras, over the protocol's 84 views, no test-time training: `python -m camerabooth.prior.evaluate --type TYPE --guess --rows "
-            f"docs/results_rows/prior_TYPE.csv --views ...`. First guess: the renderer alone, before diffusion. Repeated photo: the first photo in the place of every view. Autoencoder: the truth encoded "
+            f"docs/results_rows/prior_TYPE.csv --views 1 2`. First guess: the renderer alone, before diffusion. Repeated photo: the first photo in the place of every view. Autoencoder: the truth encoded "
             f"and decoded, which bounds what diffusion can add to a guess, not the guess's own detail. Means over objects with 95 % intervals. Rows: {_links(found)}.\n\n{prior_table(found)}\n"
         )
     if found := sorted(folder.glob(STAGE_1)):

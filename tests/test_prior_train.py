@@ -225,11 +225,11 @@ def test_renderer_and_u_net_learn_from_one_look_at_the_photos(cache):
     model = tiny_random_model(0, multiplane=8)
     model.multiplane.train().requires_grad_(True)
     batch = PairSource([CorpusReader(cache, "train", SIZE)], 2, 2, 5, (0.0, 1.0)).batch(0)
-    config = PriorConfig(part="both", noises_per_target=3, guess_perceptual=0.1, drop_condition=0.0)
+    config = PriorConfig(part="both", noises_per_target=3, guess_perceptual=0.1)
 
     def gradients(**settings):
         model.zero_grad()
-        loss = joint_loss(model, batch, torch.Generator().manual_seed(1), [0.0, 2.0], replace(config, **settings))
+        loss = joint_loss(model, batch, torch.Generator().manual_seed(1), 0.0, [0.0, 2.0], replace(config, **settings))
         loss.backward()
         return [p.grad.clone() for p in model.multiplane.parameters()], [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.unet.parameters()]
 

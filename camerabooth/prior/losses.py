@@ -46,7 +46,7 @@ def guess_error(guess: Tensor, target: Tensor, perceptual: float) -> Tensor:
     return loss
 
 
-def joint_loss(model: Zero123, batch: dict, generator: torch.Generator, noise_deg: list[float], config: PriorConfig) -> Tensor:
+def joint_loss(model: Zero123, batch: dict, generator: torch.Generator, drop: float, noise_deg: list[float], config: PriorConfig) -> Tensor:
     """``guess_loss`` at the views' own size, and the diffusion loss beside the same guesses: one look at the photos serves both, and the
     diffusion model learns beside the renderer that it will have. Nothing flows from the second into the renderer.
 
@@ -60,7 +60,7 @@ def joint_loss(model: Zero123, batch: dict, generator: torch.Generator, noise_de
     noises = config.noises_per_target
     with torch.autocast(target.device.type, enabled=False):
         latents = model.encode_target(target[:, :3])
-    out, noisy, t, wanted = denoise_at_random(model, condition_features(model, batch), latents, pose, generator, config.drop_condition, noises, shown, first_from_noise=True)
+    out, noisy, t, wanted = denoise_at_random(model, condition_features(model, batch), latents, pose, generator, drop, noises, shown, first_from_noise=True)
     loss = guess_error(guess, target, config.guess_perceptual) + config.diffusion_weight * (out - wanted).square().mean()
     if config.view_perceptual > 0:
         with torch.autocast(target.device.type, enabled=False):

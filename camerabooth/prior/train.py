@@ -61,7 +61,7 @@ class PriorModule(pl.LightningModule):
     def loss(self, model: Zero123, batch: dict, generator: torch.Generator, drop: float, snr_gamma: float) -> torch.Tensor:
         noise = self.config.pose_noise_deg if self.config.part != "unet" and model.multiplane.training else [0.0]
         if self.config.part == "both":
-            return joint_loss(model, batch, generator, noise, self.config)
+            return joint_loss(model, batch, generator, drop, noise, self.config)
         if self.config.part == "multiplane":
             return guess_loss(model, batch, generator, self.config.guess_size, noise, self.config.guess_perceptual)
         return diffusion_loss(model, batch, generator, drop, snr_gamma, self.config.noises_per_target)
