@@ -1,10 +1,10 @@
 """Runs an experiment over many objects and variants, keeps its raw rows and sets the tables of docs/results.md.
 
-    python -m sap3d.suite quick-6                              docs/suites/quick-6.yaml, resumes where it stopped
-    python -m sap3d.suite quick-6 --variants full --views 5 --objects SCHOOL_BUS
+    python -m sap3d.suite dev-16                               docs/suites/dev-16.yaml, resumes where it stopped
+    python -m sap3d.suite dev-16 --variants full --views 5 --objects SCHOOL_BUS
     python -m sap3d.suite ablations --plan                     only say what would be run, taken and shared
     python -m sap3d.suite --render                             only docs/results.md, from the stored rows
-    python -m sap3d.evaluate suite quick-6                     the same as python -m sap3d.suite quick-6
+    python -m sap3d.evaluate suite dev-16                      the same as python -m sap3d.suite dev-16
 
 A suite (fields below: ``Suite`` and ``Variant``) names objects, numbers of views and variants of the settings. Each
 variant works in a root of its own, .work/suites/<suite>/<variant>; a variant may take outputs of stages that it does

@@ -341,7 +341,7 @@ def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
 
 
 def test_the_table_of_camera_steps_compares_stage_1_and_training():
-    _, loaded = suite.load_suite("first-look")
+    _, loaded = suite.load_suite("dev-16")
 
     def row(variant, name, before, after):
         errors = lambda value: {"rotation_pairs": value, "elevation": 1.0, "center_aligned": 0.1} | {f"rotation_pairs_under_{d}": float(value < d) for d in (5, 10, 15, 30)}  # noqa: E731
