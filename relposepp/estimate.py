@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from relposepp import rotations as rot
+from relposepp.adjust import LEAST_VIEWS, adjust
 from relposepp.config import RelPoseConfig
 from relposepp.inference import Grid, Hypothesis, NetworkScores, PairScores, Tables, search_look_at, search_so3
 from relposepp.symmetry import Symmetry
@@ -101,7 +102,7 @@ def radius_of(network, features) -> np.ndarray:
 
 
 def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None) -> Estimate:
-    """Search by the scores of the pairs alone, or with ``rerank`` by the outlines, judged by all that the photos say; and report."""
+    """Search by the scores of the pairs alone, or with ``rerank`` by the outlines, judged by all that the photos say; adjust what was taken by hand; report."""
     proposals = propose(scores, config)
     symmetric, consistency = config.symmetry and scores.views > 1, None
     if config.rerank and scores.views > 1:
@@ -110,7 +111,12 @@ def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], con
     symmetry = Symmetry(images, handheld_fov_rad, consistency) if symmetric else None
     if symmetry and config.rerank:
         proposals = symmetric_first(proposals, symmetry)
+    moved = {}
+    if handheld_fov_rad and config.rerank and scores.views >= LEAST_VIEWS:
+        searched, proposals[0] = proposals[0], adjust(images, handheld_fov_rad, proposals[0], seed=config.seed)
+        moved = {"adjusted_deg": np.round(rotation_angle_deg(searched.rotations(), proposals[0].rotations()), 1).tolist()}
     found = finish(proposals, radius, scores, config, handheld_fov_rad)
+    found.checks |= moved
     if symmetry:
         found.mirror_plane_rad, facts = accepted_plane(symmetry, found.cameras, found.turn_rad)
         found.checks |= facts

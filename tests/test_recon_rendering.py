@@ -114,20 +114,6 @@ def test_distortion_equals_the_double_sum():
     assert found.item() == pytest.approx(pairs.sum().item() / 4, rel=1e-5)
 
 
-def test_variation_gradient_equals_automatic_differentiation():
-    weights, limits = torch.tensor([0.3, 0.7]), torch.tensor([0.5, 5.0])
-    values = torch.nn.Parameter(torch.randn(1, 2, 4, 5, 6, generator=torch.Generator().manual_seed(0)))
-    loss = 0.0
-    for axis in (2, 3, 4):
-        difference = torch.diff(values, dim=axis)
-        for c in range(2):
-            loss = loss + weights[c] * torch.nn.functional.huber_loss(difference[:, c], torch.zeros_like(difference[:, c]), reduction="sum", delta=float(limits[c]))
-    (expected,) = torch.autograd.grad(loss, values)
-    values.grad = torch.zeros_like(values)
-    regularisers.add_variation_gradient(values, weights, limits)
-    assert torch.allclose(values.grad, expected, atol=1e-6)
-
-
 def test_growing_the_grid_keeps_the_function():
     field = random_field(3)
     points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) - 0.5

@@ -12,11 +12,9 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 
-from sap3d.sampling import sample_volume
+from sap3d.volumes import add_variation_gradient, sample_volume
 
-from .regularisers import add_variation_gradient
-
-VARIATION_LIMITS = (1.0, 0.5, 0.5, 0.5)  # of density and colours, raw: larger differences cost linearly (see regularisers)
+VARIATION_LIMITS = (1.0, 0.5, 0.5, 0.5)  # of density and colours, raw: larger differences cost linearly (sap3d/volumes.py)
 DENSITY_UNIT = 40.0  # density at softplus(raw) = 1, per object length: a raw value of 1 is opaque within some 0.03
 
 

@@ -32,22 +32,3 @@ def opacity_entropy(opacity: torch.Tensor) -> torch.Tensor:
     """Mean binary entropy (nats) of opacities: 0 when every ray either meets the object or misses it."""
     p = opacity.clamp(1e-4, 1 - 1e-4)
     return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
-
-
-@torch.no_grad()
-def add_variation_gradient(values: torch.nn.Parameter, weights: torch.Tensor, limits: torch.Tensor, local: torch.Tensor | None = None) -> None:
-    """Add to ``values.grad`` the gradient of a Huber penalty on differences between neighbouring vertices.
-
-    values (1, C, Z, Y, X); weights (C,) and limits (C,): beyond its limit a difference costs linearly, so that edges may
-    stay. ``local`` (1, 1, Z, Y, X) multiplies the weight of the differences that start at a vertex. Written out because it
-    touches the whole grid at every step, and automatic differentiation would take twice as long.
-    """
-    weight, limit = weights.view(1, -1, 1, 1, 1), limits.view(1, -1, 1, 1, 1)
-    for axis in (2, 3, 4):
-        count = values.shape[axis] - 1
-        difference = values.narrow(axis, 1, count) - values.narrow(axis, 0, count)
-        difference = torch.minimum(torch.maximum(difference, -limit), limit).mul_(weight)
-        if local is not None:
-            difference.mul_(local.narrow(axis, 0, count))
-        values.grad.narrow(axis, 1, count).add_(difference)
-        values.grad.narrow(axis, 0, count).sub_(difference)

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sap3d.sampling import sample_volume
+from sap3d.volumes import sample_volume
 from sap3d.zero123.sweep import direction_cosine, pixel_centres, target_planes_in_condition, target_points_in_condition
 
 _NEGLIGIBLE = 0.002  # share of a pixel's light below which a cell's own colour is not looked up

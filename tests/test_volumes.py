@@ -1,10 +1,10 @@
-"""Reading volumes at points: the same as grid_sample, whatever the number of threads."""
+"""Dense volumes: reading at points is grid_sample whatever the number of threads; the penalty's gradient is that of automatic differentiation."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sap3d.sampling import sample_volume
+from sap3d.volumes import add_variation_gradient, sample_volume
 
 
 @pytest.fixture
@@ -34,3 +34,17 @@ def test_values_and_gradients_are_those_of_one_batch(threads, align_corners, cou
     for values, gradient in found:
         assert values.shape == (4, count) and torch.equal(values, reference.detach())
         assert torch.allclose(gradient, own.grad, atol=1e-5)
+
+
+def test_variation_gradient_equals_automatic_differentiation():
+    weights, limits = torch.tensor([0.3, 0.7]), torch.tensor([0.5, 5.0])
+    values = torch.nn.Parameter(torch.randn(1, 2, 4, 5, 6, generator=torch.Generator().manual_seed(0)))
+    loss = 0.0
+    for axis in (2, 3, 4):
+        difference = torch.diff(values, dim=axis)
+        for c in range(2):
+            loss = loss + weights[c] * F.huber_loss(difference[:, c], torch.zeros_like(difference[:, c]), reduction="sum", delta=float(limits[c]))
+    (expected,) = torch.autograd.grad(loss, values)
+    values.grad = torch.zeros_like(values)
+    add_variation_gradient(values, weights, limits)
+    assert torch.allclose(values.grad, expected, atol=1e-6)
