@@ -23,6 +23,7 @@ AGREEMENT_DEG = 20.0  # hypotheses agree about a view within this angle
 SYMMETRY_WORTH = 2.0  # log-likelihood ratio of a configuration whose outlines allow a mirror plane
 SYMMETRY_MISSED = 0.005  # share of rays that miss the mirrored hull at which nothing of that is left
 SYMMETRY_CANDIDATES = 24  # configurations whose planes are looked for
+ELEVATIONS_DEG, ELEVATION_SIGMA_DEG = (0.0, 40.0), 6.0  # where photos are taken from, and the belief in that outside of the range
 ACCEPTED_MISSED = 0.012  # the same share up to which stages 2 and 3 take mirrored photos
 
 
@@ -111,6 +112,8 @@ def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], con
     symmetry = Symmetry(images, handheld_fov_rad, consistency) if symmetric else None
     if symmetry and config.rerank:
         proposals = symmetric_first(proposals, symmetry)
+    if config.rerank and scores.views > 1 and not handheld_fov_rad:  # those are drawn from a belief in elevations already
+        proposals = from_above_first(proposals)
     moved = {}
     if handheld_fov_rad and config.rerank and scores.views >= LEAST_VIEWS:
         searched, proposals[0] = proposals[0], adjust(images, handheld_fov_rad, proposals[0], seed=config.seed)
@@ -134,6 +137,15 @@ def symmetric_first(hypotheses: list[Hypothesis], symmetry: Symmetry) -> list[Hy
     turn = None if kept[0].turn_rad is None else np.stack([h.turn_rad for h in kept])
     scored = [replace(h, score=h.score + gain) for h, gain in zip(kept, mirror_gain(symmetry, *pose, turn))] + hypotheses[len(kept) :]
     return sorted(scored, key=lambda h: -h.score)
+
+
+def from_above_first(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+    """The hypotheses, best first, with a belief in their elevations added to their scores: photos of a thing on a table look down by ``ELEVATIONS_DEG``, and
+    from below it they would have been taken through the table. Last of all, so that judge and mirror plane are asked about what the photos show."""
+    low, high = ELEVATIONS_DEG
+    outside = [np.maximum(low - e, 0) + np.maximum(e - high, 0) for e in (np.rad2deg(h.elevation_rad) for h in hypotheses)]
+    believed = [replace(h, score=h.score - 0.5 * float(np.square(o / ELEVATION_SIGMA_DEG).sum())) for h, o in zip(hypotheses, outside)]
+    return sorted(believed, key=lambda h: -h.score)
 
 
 def mirror_gain(symmetry: Symmetry, elevation_rad: np.ndarray, azimuth_rad: np.ndarray, radius: np.ndarray, turn_rad: np.ndarray | None = None) -> np.ndarray:

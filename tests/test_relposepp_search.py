@@ -5,8 +5,8 @@ import pytest
 
 from relposepp import rotations as rot
 from relposepp.config import RelPoseConfig
-from relposepp.estimate import finish, propose
-from relposepp.inference import Grid, Tables, coordinate_ascent, search_look_at, search_so3
+from relposepp.estimate import finish, from_above_first, propose
+from relposepp.inference import Grid, Hypothesis, Tables, coordinate_ascent, search_look_at, search_so3
 from sap3d.cameras import rotation_angle_deg
 from sap3d.errors import InputError
 from tests.relposepp_spheres import TrueScores
@@ -101,3 +101,13 @@ def test_propose_names_an_unknown_search_and_so3_gives_absolute_elevation():
     np.testing.assert_allclose(np.rad2deg(found[0].elevation_rad), [0, 30, 10], atol=10)
     with pytest.raises(InputError, match="search"):
         propose(scores, RelPoseConfig(search="nowhere"))
+
+
+def test_photos_from_under_the_table_are_less_likely_and_no_others():
+    def scored(score, *elevation_deg):
+        return Hypothesis(np.deg2rad(elevation_deg), np.zeros(len(elevation_deg)), score)
+
+    below, level, high = scored(6.1, -13, -4), scored(5.7, 1, 0), scored(5.0, 40, 20)
+    found = from_above_first([below, level, high, scored(4.9, 46, 46)])
+    assert [round(h.score, 2) for h in found] == [5.7, 5.0, 3.9, round(6.1 - 0.5 * ((13 / 6) ** 2 + (4 / 6) ** 2), 2)]
+    assert found[0].score == level.score and below.score == 6.1  # within the range nothing changes, and what was given stays
