@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from relposepp.inference import Hypothesis
 from relposepp.tangency import poses_of
+from sap3d.cameras import rays
 from sap3d.images import composite_white, resize
 from sap3d.volumes import add_variation_gradient, sample_volume
 
@@ -48,21 +49,14 @@ class Pixels:
         small = [resize(image, min(size, len(image))) for image in images]
         counts = torch.tensor([image.shape[0] ** 2 for image in small])
         flat = lambda arrays: torch.from_numpy(np.concatenate([a.reshape(-1, *a.shape[2:]) for a in arrays])).float()  # noqa: E731
-        rays = torch.cat([camera_rays(len(image), fov) for image, fov in zip(small, fov_rad)])
-        return cls(rays, torch.repeat_interleave(torch.arange(len(small)), counts), flat([composite_white(image) for image in small]), flat([image[..., 3] for image in small]))
+        directions = flat([rays(np.eye(3, 4), fov, len(image), len(image))[1] for image, fov in zip(small, fov_rad)])
+        return cls(directions, torch.repeat_interleave(torch.arange(len(small)), counts), flat([composite_white(image) for image in small]), flat([image[..., 3] for image in small]))
 
     def __getitem__(self, index) -> Pixels:
         return Pixels(self.ray[index], self.view[index], self.colour[index], self.alpha[index])
 
     def __len__(self) -> int:
         return len(self.view)
-
-
-def camera_rays(size: int, fov_rad: float) -> torch.Tensor:
-    """Unit camera-frame directions (size * size, 3) of pixel centres, row by row."""
-    line = ((torch.arange(size) + 0.5) / size * 2 - 1) * float(np.tan(fov_rad / 2))
-    y, x = torch.meshgrid(-line, line, indexing="ij")
-    return F.normalize(torch.stack([x, y, -torch.ones_like(x)], -1).reshape(-1, 3), dim=-1)
 
 
 class Cameras(torch.nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from relposepp.adjust import BOX, Cameras, Pixels, Volume, adjust, camera_rays
+from relposepp.adjust import BOX, Cameras, Pixels, Volume, adjust
 from relposepp.inference import Hypothesis
 from relposepp.tangency import poses_of
 from sap3d.cameras import FOV_RAD, Camera, rotation_angle_deg, turn_matrix
@@ -55,7 +55,7 @@ def test_rays_are_those_of_the_cameras():
     origins, directions = cameras.rays(pixels)
     torch.testing.assert_close(origins, centre[[1, 4]])
     torch.testing.assert_close(directions, -rotation[[1, 4], 2])
-    corner = camera_rays(2, np.pi / 2)[1]  # row 0, column 1: up and to the right
+    corner = Pixels.of([np.ones((2, 2, 4), np.float32)], [np.pi / 2], 2).ray[1]  # row 0, column 1: up and to the right
     torch.testing.assert_close(corner, torch.nn.functional.normalize(torch.tensor([0.5, 0.5, -1.0]), dim=0))
 
 

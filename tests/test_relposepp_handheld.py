@@ -123,6 +123,8 @@ def test_stage_finds_cameras_of_photos_taken_by_hand(scene):
     truth = [Camera.from_degrees(e, a) for e, a in zip([10, 25, 15, 20], [0, 75, 150, 230])]
     error = [float(rotation_angle_deg(cameras[n].camera_from_world()[:, :3], c.camera_from_world()[:, :3])) for n, c in zip(names, truth)]
     assert max(error) < 15, error
+    adjusted = yaml.safe_load(output.read_text())["checks"]["adjusted_deg"]
+    assert len(adjusted) == 4 and max(adjusted) > 0
     assert set(turns) == set(names) and max(abs(t).max() for t in turns.values()) > 0.005
     straight, raw = load_input_views(scene), load_input_views(scene, turned=False)
     assert all(np.abs(straight[n] - raw[n]).mean() > 1e-3 for n in names)  # later stages see the photos turned, this one does not

@@ -1,8 +1,11 @@
 """Stage 1: searches recover the cameras that the pairwise scores know."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from relposepp import estimate
 from relposepp import rotations as rot
 from relposepp.config import RelPoseConfig
 from relposepp.estimate import finish, from_above_first, propose
@@ -111,3 +114,11 @@ def test_photos_from_under_the_table_are_less_likely_and_no_others():
     found = from_above_first([below, level, high, scored(4.9, 46, 46)])
     assert [round(h.score, 2) for h in found] == [5.7, 5.0, 3.9, round(6.1 - 0.5 * ((13 / 6) ** 2 + (4 / 6) ** 2), 2)]
     assert found[0].score == level.score and below.score == 6.1  # within the range nothing changes, and what was given stays
+
+
+def test_the_choice_of_the_stage_asks_where_photos_were_taken_from(monkeypatch):
+    known = [Hypothesis(np.deg2rad([-13.0, -4]), np.array([0.0, 1.5]), 6.1), Hypothesis(np.deg2rad([1.0, 0]), np.array([0.0, 1.6]), 5.7)]
+    monkeypatch.setattr(estimate, "reranker_of", lambda *_: SimpleNamespace(run=lambda _: list(known), consistency=None))
+    scores = TrueScores(known[1].rotations())
+    found = estimate.choose(scores, np.full(2, 1.5), [], RelPoseConfig(symmetry=False))
+    assert found.cameras[0].elevation_deg == pytest.approx(1) and found.hypotheses[1].score < known[0].score
