@@ -32,6 +32,7 @@ from camerabooth.config import BoothConfig
 from relposepp.config import NetworkConfig, RelPoseConfig
 from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.errors import ArgumentParser, InputError, cli
+from sap3d.field.views import render_view
 from sap3d.presets import FOLDER, preset_settings
 from sap3d.published.convert import build_part, published_scheduler
 from sap3d.scene import read_json, write_json
@@ -220,7 +221,7 @@ def novel_views(task: Task) -> dict:
 
 def sds(task: Task) -> dict:
     """Stage 3's step at its last and dearest level, with score distillation and without; and one of the final renders."""
-    config_module, optimise, views = (importlib.import_module(f"3D_Recon.threestudio.{name}") for name in ("config", "optimise", "views"))
+    config_module, optimise = (importlib.import_module(f"3D_Recon.threestudio.{name}") for name in ("config", "optimise"))
     preset = task.settings("recon", config_module.ReconConfig)
     config = dataclasses.replace(preset, sds_every=1)
     model = random_model(task.configs, task.dtype())
@@ -240,7 +241,7 @@ def sds(task: Task) -> dict:
             note(f"reconstruction step {name.replace('_', ' ')}: {stamps[-1] - stamps[-2]:.3g} s")
         found[name] = seconds_a_step(stamps)
     begin = clock(task.device)
-    views.render_view(recon.field, recon.occupancy, CAMERAS[0], config.render_size)
+    render_view(recon.field, recon.occupancy, CAMERAS[0], config.render_size)
     render = clock(task.device) - begin
     distilled = sum(k % preset.sds_every == 0 for k in range(int(np.ceil(preset.steps * preset.sds_start)), preset.steps)) if preset.sds else 0
     renders = 84 + preset.turntable_frames

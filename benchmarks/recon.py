@@ -23,6 +23,8 @@ import torch
 
 from sap3d.cameras import Camera
 from sap3d.errors import ArgumentParser, cli
+from sap3d.field import fields, rendering
+from sap3d.field.photos import camera_rays
 from sap3d.results import markdown_table
 from sap3d.scene import write_json
 
@@ -34,7 +36,6 @@ STEPS = 3
 def ball(kind: str):
     """(field, occupancy): cells of a ball in a dense grid, and the field to be measured. What it holds decides nothing about the cost:
     the samples are those that the ball's occupancy keeps."""
-    fields, rendering = (importlib.import_module(f"3D_Recon.threestudio.{name}") for name in ("fields", "rendering"))
     bounds = torch.tensor([[-0.5] * 3, [0.5] * 3])
     field = fields.DenseGrid(bounds, VOXELS, 1.0, torch.full((3,), 0.5))
     z, y, x = field.values.shape[2:]
@@ -49,9 +50,9 @@ def ball(kind: str):
 
 def one(kind: str, size: int, tile: int) -> dict:
     """Measured in this process; ``tile`` rays hold a graph at a time, 0: all of them."""
-    prior, rendering = (importlib.import_module(f"3D_Recon.threestudio.{name}") for name in ("prior", "rendering"))
+    prior = importlib.import_module("3D_Recon.threestudio.prior")
     field, occupancy = ball(kind)
-    origins, directions = prior.camera_rays(Camera.from_degrees(20, 30), size)
+    origins, directions = camera_rays(Camera.from_degrees(20, 30), size)
     gradient = torch.from_numpy(np.random.default_rng(0).normal(size=(size * size, 3)).astype(np.float32)) / (size * size)
     draw = lambda o, d: rendering.render(field, occupancy, o, d)  # noqa: E731
     for parameter in field.parameters():

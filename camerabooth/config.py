@@ -44,11 +44,12 @@ class BoothConfig:
     # The photos that condition a step: all of them at once, or one: near (nearer is likelier), nearest, random or first.
     condition_strategy: str = "auto"  # auto takes all where the model has a plane sweep, else near
     symmetry: bool = True  # mirrored photos condition too, where stage 1 has found a mirror plane (sap3d/symmetry.py)
+    field_steps: int = 200  # of a radiance field fitted to the photos, which guides the novel views from three photos on (photo_field.py); 0: none
     nvs_batch_size: int = 12  # views denoised together
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 
     SECTION: ClassVar[str] = "booth"  # of a preset
-    QUICK: ClassVar[tuple[str, ...]] = ("steps=6", "steps_per_extra_view=1")
+    QUICK: ClassVar[tuple[str, ...]] = ("steps=6", "steps_per_extra_view=1", "field_steps=120")
 
 
 _CHOICES = {
@@ -68,7 +69,7 @@ def check_config(config: BoothConfig) -> None:
     for name in ("steps", "batch_size", "lora_rank", "nvs_steps", "nvs_batch_size", "output_size"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}={getattr(config, name)} must be at least 1")
-    for name in ("steps_per_extra_view", "regulariser_batch", "regulariser_objects", "learning_rate", "camera_learning_rate", "camera_anchor", "snr_gamma"):
+    for name in ("steps_per_extra_view", "regulariser_batch", "regulariser_objects", "learning_rate", "camera_learning_rate", "camera_anchor", "snr_gamma", "field_steps"):
         if getattr(config, name) < 0:
             raise InputError(f"{name}={getattr(config, name)} must not be negative")
     if not 0 <= config.drop_condition <= 1 / 3 or config.gradient_clip <= 0:

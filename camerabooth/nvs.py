@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camerabooth.config import BoothConfig
+from camerabooth.photo_field import LEAST_VIEWS, PhotoField
 from camerabooth.training import compute_context
 from sap3d.cameras import Camera
 from sap3d.config import resolve_device
@@ -19,7 +20,7 @@ from sap3d.scene import BUNDLED_ZERO123, Scene, read_cameras, read_mirror_plane
 from sap3d.symmetry import mirrored_views
 from sap3d.zero123 import Zero123, load_personal, load_zero123
 from sap3d.zero123.memory import DTYPES, check_card, prepare
-from sap3d.zero123.sampler import sample_views
+from sap3d.zero123.sampler import resolve_strategy, sample_views
 
 
 def personal_model(scene: Scene, config: BoothConfig) -> Zero123:
@@ -39,7 +40,17 @@ def conditions(photos: Mapping[str, np.ndarray], camera_file: Path, config: Boot
     return {**photos, **images}, cameras | mirrored
 
 
-def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:
+def photo_field(model: Zero123, photos: Mapping[str, np.ndarray], camera_file: Path, config: BoothConfig) -> PhotoField | None:
+    """The field that guides the novel views, fitted to the photos; None where there are too few, or the model cannot be guided, or looks at one photo at a time."""
+    if len(photos) < LEAST_VIEWS or not config.field_steps or model.multiplane is None or resolve_strategy(config.condition_strategy, model) != "all":
+        return None
+    plane = read_mirror_plane(camera_file) if config.symmetry else None
+    return PhotoField.of(photos, read_cameras(camera_file), plane, config.field_steps, config.seed, model.device)
+
+
+def novel_views(
+    model: Zero123, photos: Tensor, condition_cameras: Mapping[str, Camera], targets: Mapping[str, Camera], config: BoothConfig, field: PhotoField | None = None
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Views keyed by target name, float32 (S, S, 3) at ``config.output_size``; photos (N, 4, S, S)."""
     with torch.no_grad():
         features = model.encode_condition(photos[:, :3], photos[:, 3:])
@@ -48,7 +59,7 @@ def novel_views(model: Zero123, photos: Tensor, condition_cameras: Mapping[str, 
     with Progress("camerabooth novel views", len(targets)) as progress, compute_context(config.precision, model.device)():
         images = sample_views(
             model, features, list(condition_cameras.values()), list(targets.values()), config.nvs_steps, config.guidance_scale,
-            config.condition_strategy, config.nvs_batch_size, config.seed, on_batch=progress.update,
+            config.condition_strategy, config.nvs_batch_size, config.seed, on_batch=progress.update, guide=field.guess if field else None,
         )  # fmt: skip
     arrays = images.float().cpu().permute(0, 2, 3, 1).numpy()
     return {name: resize(array, config.output_size) for name, array in zip(targets, arrays)}

@@ -147,14 +147,15 @@ def _changes(initial: dict, refined: dict) -> dict:
 
 def render(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray]) -> None:
     """The 84 views of the protocol, the condition images, a contact sheet and a video along the middle row."""
-    from camerabooth.nvs import conditions, novel_views, personal_model
+    from camerabooth.nvs import conditions, novel_views, personal_model, photo_field
     from sap3d.zero123.photos import photos_over_white
 
     _device(config)
     model = personal_model(scene, config)
     targets = protocol_test_cameras()
     conditioning, cameras = conditions(images, scene.refined_cameras, config)
-    views = novel_views(model, photos_over_white(conditioning).to(model.device), cameras, targets, config)
+    field = photo_field(model, images, scene.refined_cameras, config)
+    views = novel_views(model, photos_over_white(conditioning).to(model.device), cameras, targets, config, field)
     with atomic_dir(scene.nvs_dir) as folder:
         for name, image in conditioning.items():
             save_image(folder / "conds" / f"{name}.png", image)

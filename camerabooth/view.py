@@ -32,12 +32,13 @@ def cameras_of(elevation_deg: list[float], azimuth_deg: list[float], radius: lis
 def render(scene: Scene, targets: dict[str, Camera], config: BoothConfig, out: Path) -> None:
     """Write each target's view as ``out``/NAME.png, and a sheet of all."""
     photos = load_input_views(scene)
-    from camerabooth.nvs import conditions, novel_views, personal_model
+    from camerabooth.nvs import conditions, novel_views, personal_model, photo_field
     from sap3d.zero123.photos import photos_over_white
 
     images, cameras = conditions(photos, scene.refined_cameras, config)
     model = personal_model(scene, config)
-    views = novel_views(model, photos_over_white(images).to(model.device), cameras, targets, config)
+    field = photo_field(model, photos, scene.refined_cameras, config)
+    views = novel_views(model, photos_over_white(images).to(model.device), cameras, targets, config, field)
     for name, view in views.items():
         save_image(out / f"{name}.png", view)
     names = list(views)

@@ -10,8 +10,8 @@ from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.images import composite_white, save_image
 from sap3d.scene import Scene, write_cameras
 
-fields = importlib.import_module("3D_Recon.threestudio.fields")
-rendering = importlib.import_module("3D_Recon.threestudio.rendering")
+fields = importlib.import_module("sap3d.field.fields")
+rendering = importlib.import_module("sap3d.field.rendering")
 
 RADIUS = 0.4
 CAMERAS = {f"{k:03d}": Camera.from_degrees(e, a) for k, (e, a) in enumerate([(0, 0), (30, 90), (0, 225)])}

@@ -14,7 +14,7 @@ from sap3d.errors import InputError
 from sap3d.mesh_render import load_mesh, load_mesh_normalised, render_rgba
 
 mesh = importlib.import_module("3D_Recon.threestudio.mesh")
-views = importlib.import_module("3D_Recon.threestudio.views")
+views = importlib.import_module("sap3d.field.views")
 
 
 def carved(solid, cells=48, size=96, colour=None, slack=0.0):

@@ -17,9 +17,10 @@ from sap3d.zero123 import tiny_random_model
 config_module = importlib.import_module("3D_Recon.threestudio.config")
 launch = importlib.import_module("3D_Recon.threestudio.launch")
 optimise = importlib.import_module("3D_Recon.threestudio.optimise")
-photos = importlib.import_module("3D_Recon.threestudio.photos")
+photos = importlib.import_module("sap3d.field.photos")
+seeing_module = importlib.import_module("sap3d.field.seeing")
 prior = importlib.import_module("3D_Recon.threestudio.prior")
-rendering = importlib.import_module("3D_Recon.threestudio.rendering")
+rendering = importlib.import_module("sap3d.field.rendering")
 
 TINY = dict(
     steps=30, grid=[12, 20], level_starts=[0.0, 0.5], photo_sizes=[16, 32], rays=256, warm_start_rays=64, warm_start_size=16, occupancy_cells=16,
@@ -78,7 +79,7 @@ def test_tiled_distillation_equals_plain(residual, condition, multiplane):
     guidance = prior.Guidance(model, PHOTOS, CAMERAS, config)
     generator = torch.Generator().manual_seed(3)
     camera = guidance.random_camera(generator)
-    origins, directions = prior.camera_rays(camera, model.image_size)
+    origins, directions = photos.camera_rays(camera, model.image_size)
     occupancy = full_occupancy(box())
     gradients = []
     for tile in (None, 100):
@@ -166,12 +167,12 @@ def test_prior_counts_less_where_photos_see():
     run = reconstruction(sds=False, steps=60)
     run.guidance = None
     run.run()
-    seeing = prior.count_seeing(run.field, run.occupancy, run.cameras)
+    seeing = seeing_module.count_seeing(run.field, run.occupancy, run.cameras)
     weights = []
     for camera in (CAMERAS["001"], Camera.from_degrees(-60, 300)):
-        origins, directions = prior.camera_rays(camera, 24)
+        origins, directions = photos.camera_rays(camera, 24)
         seen = rendering.render(run.field, run.occupancy, origins, directions)
-        weight = prior.prior_weight(seen, origins, directions, run.occupancy, seeing, 0.1)
+        weight = seeing_module.prior_weight(seen, origins, directions, run.occupancy, seeing, 0.1)
         weights.append(weight[seen.opacity > 0.9].mean().item())
     assert weights[0] < 0.45 < 0.6 < weights[1]
 
@@ -182,7 +183,7 @@ def test_optimisation_learns_the_sphere(field, steps):
     run.run()
     for name in ("000", "036"):
         expected = composite_white(sphere_image(protocol_test_cameras()[name], 32))
-        found = importlib.import_module("3D_Recon.threestudio.views").render_view(run.field, run.occupancy, protocol_test_cameras()[name], 32)
+        found = importlib.import_module("sap3d.field.views").render_view(run.field, run.occupancy, protocol_test_cameras()[name], 32)
         assert np.mean((found.colour.numpy() - expected) ** 2) < 0.012
 
 

@@ -10,8 +10,8 @@ from scipy.special import erf
 
 from sap3d.cameras import Camera
 
-outlines = importlib.import_module("3D_Recon.threestudio.outlines")
-views = importlib.import_module("3D_Recon.threestudio.views")
+outlines = importlib.import_module("sap3d.field.outlines")
+views = importlib.import_module("sap3d.field.views")
 CAMERA, SIZE = Camera.from_degrees(10, 30), 96
 PIXEL = 2 * CAMERA.radius * np.tan(CAMERA.fov_rad / 2) / SIZE  # object lengths at the centre
 INK = torch.tensor([0.7, 0.2, 0.4])

@@ -9,12 +9,12 @@ from recon_scenes import box, full_occupancy, random_field, random_rays, solid_f
 
 from sap3d.cameras import Camera, rays
 
-fields = importlib.import_module("3D_Recon.threestudio.fields")
-rendering = importlib.import_module("3D_Recon.threestudio.rendering")
-views = importlib.import_module("3D_Recon.threestudio.views")
+fields = importlib.import_module("sap3d.field.fields")
+rendering = importlib.import_module("sap3d.field.rendering")
+views = importlib.import_module("sap3d.field.views")
 prior = importlib.import_module("3D_Recon.threestudio.prior")
-photos = importlib.import_module("3D_Recon.threestudio.photos")
-regularisers = importlib.import_module("3D_Recon.threestudio.regularisers")
+photos = importlib.import_module("sap3d.field.photos")
+regularisers = importlib.import_module("sap3d.field.regularisers")
 
 
 @pytest.mark.parametrize("density", [0.5, 3.0, 30.0])
@@ -79,7 +79,7 @@ def test_whole_view_equals_rays_and_sees_the_sphere():
     occupancy.update(field)
     camera = Camera.from_degrees(20, 130)
     view = views.render_view(field, occupancy, camera, 48, normals=True)
-    origins, directions = prior.camera_rays(camera, 48)
+    origins, directions = photos.camera_rays(camera, 48)
     expected = rendering.render(field, occupancy, origins, directions)
     assert torch.allclose(view.colour.view(-1, 3), expected.colour, atol=4e-3)
     assert torch.allclose(view.opacity.view(-1), expected.opacity, atol=4e-3)

@@ -24,7 +24,7 @@ from tests.relposepp_spheres import mirrored_balls, render, write_scene
 optimise = importlib.import_module("3D_Recon.threestudio.optimise")
 recon_config = importlib.import_module("3D_Recon.threestudio.config")
 mesh = importlib.import_module("3D_Recon.threestudio.mesh")
-views = importlib.import_module("3D_Recon.threestudio.views")
+views = importlib.import_module("sap3d.field.views")
 
 PLANE = np.deg2rad(37.0)
 ANGLES = np.deg2rad([[0.0, 30.0, 20.0, 10.0], [0.0, 80.0, 255.0, 170.0]])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Callable, Mapping
+from typing import Mapping
 
 import numpy as np
 import torch
 
-from sap3d.cameras import FOV_RAD, Camera, protocol_test_cameras, turntable_cameras
+from sap3d.cameras import FOV_RAD, protocol_test_cameras, turntable_cameras
+from sap3d.field.finish import Finish
+from sap3d.field.views import View, render_view
 from sap3d.images import composite_white, contact_sheet, save_image, write_video
 from sap3d.mesh_render import Lighting, load_mesh, render_rgba
 from sap3d.progress import Progress
@@ -16,21 +18,6 @@ from sap3d.scene import Scene, atomic_dir
 from . import mesh as meshes
 from .config import ReconConfig
 from .optimise import Reconstruction
-from .outlines import sharpen_outline
-from .photo_colours import PhotoDetail
-from .views import View, render_view
-
-
-Finish = Callable[[View, Camera], View]
-
-
-def finishing(config: ReconConfig, recon: Reconstruction) -> Finish:
-    """What is done to every view of a camera before it is saved: the photos' detail is added and outlines are sharpened, as far as the settings say so."""
-    voxel = recon.field.voxel_size()
-    detail: Finish = lambda view, camera: view  # noqa: E731
-    if config.photos and config.photo_detail > 0:
-        detail = PhotoDetail(recon.field, recon.occupancy, recon.photo_sources(), config.render_size, config.photo_detail).add
-    return lambda view, camera: sharpen_outline(detail(view, camera), camera, voxel, config.outline_sharpness)
 
 
 def export_renders(scene: Scene, config: ReconConfig, recon: Reconstruction, finish: Finish) -> dict[str, View]:

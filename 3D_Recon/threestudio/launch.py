@@ -43,6 +43,8 @@ def main(scene: Scene, config: ReconConfig) -> Path:
         return scene.mesh_dir
 
     cameras = _cameras(scene, config, list(photos))
+    from sap3d.field.finish import finishing
+
     from . import export  # torch and the rest take seconds to import
 
     recon = _reconstruction(scene, config, photos, cameras)
@@ -53,7 +55,7 @@ def main(scene: Scene, config: ReconConfig) -> Path:
         with EventLog(scene_log_folder(scene, "3D_Recon"), recon.step and recon.step + 1) as log:
             recon.run(checkpoint, _fingerprint(config, inputs), (lambda recon: _log_step(log, recon)) if log else None)
         write_json(scene.nerf_dir / "config.json", settings)
-        finish = export.finishing(config, recon)
+        finish = finishing(recon, config.render_size, config.photo_detail if config.photos else 0, config.outline_sharpness)
         views = export.export_renders(scene, config, recon, finish)
         export.export_turntable(scene, config, recon, finish)
         export.export_sheet(scene, photos, views)
@@ -69,7 +71,7 @@ def _log_step(log: EventLog, recon) -> None:
     if recon.history and recon.history[-1]["step"] == recon.step:
         log.scalars(recon.step, {f"loss/{name}": value for name, value in recon.history[-1].items() if name != "step"} | {"learning_rate": recon.optimiser.param_groups[0]["lr"]})
     if recon.step % max(recon.config.steps // 10, 1) == 0:
-        from .views import render_view
+        from sap3d.field.views import render_view
 
         camera = protocol_test_cameras()["013"]  # elevation 30, azimuth 30
         log.picture(recon.step, "render", render_view(recon.field, recon.occupancy, camera, 128).colour.cpu().numpy())

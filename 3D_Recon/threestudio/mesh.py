@@ -13,11 +13,10 @@ from PIL import Image
 
 from sap3d.cameras import Camera
 from sap3d.errors import InputError
+from sap3d.field.fields import Field
+from sap3d.field.photo_colours import PhotoColours, mesh_hits, project
+from sap3d.field.rendering import Occupancy, render
 from sap3d.scene import write_text
-
-from .fields import Field
-from .photo_colours import PhotoColours, mesh_hits, project
-from .rendering import Occupancy, render
 
 Y_UP_FROM_Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # (x, y, z) -> (x, z, -y): glTF's up axis is y
 

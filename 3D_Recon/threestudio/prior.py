@@ -9,12 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from sap3d.cameras import FOV_RAD, RADIUS, Camera, pose_condition
+from sap3d.field.photos import pixel_grid
+from sap3d.field.rendering import Rendering
 from sap3d.metrics.image import LpipsAlex
 from sap3d.zero123.photos import photos_over_white
 from sap3d.zero123.sampler import condition_probabilities, resolve_strategy
-
-from .photos import CameraTable, pixel_grid
-from .rendering import Occupancy, Rendering, render
 
 
 def charbonnier(difference: torch.Tensor, scale: float = 0.1) -> torch.Tensor:
@@ -141,13 +140,6 @@ class Likeness:
         return distance.detach(), gradient.view(3, -1).mean(0)[:, None].expand(-1, 3)
 
 
-def camera_rays(camera: Camera, size: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """World origins and directions (size * size, 3) of a camera's pixels, row by row."""
-    table = CameraTable({"camera": camera})
-    origins, directions = table.rays(pixel_grid(size), torch.zeros(size * size, dtype=torch.long))
-    return origins.to(device), directions.to(device)
-
-
 def backward_in_tiles(
     render_rays: Callable[[torch.Tensor, torch.Tensor], Rendering], origins: torch.Tensor, directions: torch.Tensor, gradient: torch.Tensor, tile: int
 ) -> None:
@@ -161,47 +153,6 @@ def backward_in_tiles(
         colour = render_rays(origins[rows], directions[rows]).colour
         if colour.requires_grad:
             colour.backward(gradient[rows])
-
-
-# ------------------------------------------------------------------------------------------------- where photos see
-@torch.no_grad()
-def count_seeing(field, occupancy: Occupancy, cameras: CameraTable, size: int = 64) -> torch.Tensor:
-    """How many photos see each cell (X, Y, Z) float: those whose rays reach it, give or take two cells."""
-    device = occupancy.bounds.device
-    index = occupancy.occupied.nonzero()
-    points = occupancy.bounds[0] + (index + 0.5) * occupancy.cell
-    count = torch.zeros(len(points), device=device)
-    slack = 2 * float(occupancy.cell.max())
-    local = pixel_grid(size).to(device)
-    rotation, center = cameras.poses()
-    for k in range(len(center)):
-        origins, directions = cameras.rays(local, torch.full((len(local),), k, device=device))
-        seen = render(field, occupancy, origins, directions)
-        reach = torch.where(seen.opacity > 0.5, seen.depth, torch.full_like(seen.depth, float("inf"))).view(size, size)
-        offset = points - center[k]
-        camera = offset @ rotation[k]
-        scale = -camera[:, 2] * cameras.tangent[k]
-        column = ((camera[:, 0] / scale + 1) * (size / 2)).long()
-        row = ((1 - camera[:, 1] / scale) * (size / 2)).long()
-        framed = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-        depth = reach[row.clamp(0, size - 1), column.clamp(0, size - 1)]
-        count += framed & (offset.norm(dim=-1) < depth + slack)
-    total = torch.zeros(occupancy.allowed.shape, device=device)
-    total[occupancy.occupied] = count
-    return total
-
-
-@torch.no_grad()
-def prior_weight(rendering: Rendering, origins, directions, occupancy: Occupancy, seeing: torch.Tensor, where_seen: float, enough: int = 2) -> torch.Tensor:
-    """How much the prior counts on each ray (R,): 1 where no photo sees the surface, ``where_seen`` where ``enough`` of them do.
-
-    One photo fixes the colour but not the depth, so it counts for half of two, on a logarithmic scale. Rays that meet
-    nothing count half as seen.
-    """
-    cell = occupancy.flat_index(origins[rendering.ray], directions[rendering.ray], rendering.distance[:, None])[:, 0]
-    factor = where_seen ** (seeing.view(-1)[cell].clamp(max=enough) / enough)
-    on_surface = torch.zeros(len(origins), device=origins.device).index_add(0, rendering.ray, rendering.weight * factor)
-    return on_surface + (1 - rendering.opacity) * where_seen**0.5
 
 
 def load_novel_views(folder, names: Sequence[str]) -> dict[str, np.ndarray]:

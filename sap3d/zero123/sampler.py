@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import Tensor
 from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError
 from sap3d.zero123.model import ConditionFeatures, Zero123
+
+OwnGuess = Callable[[], Tensor]  # renders the model's own first guesses of the targets
+Guide = Callable[[Sequence[Camera], OwnGuess, int], Tensor]  # of target cameras: first guesses (B, 3, S, S) of that size in the place of the model's own
 
 STRATEGIES = ("auto", "all", "nearest", "near", "random", "first")
 
@@ -82,12 +86,14 @@ def sample_views(
     batch_size: int = 12,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Images (T, 3, S, S) in [0, 1] of the object from the target cameras; S is the model's size, or that of the photos where
     the model makes first guesses from larger ones.
 
     ``features`` are those of the condition images, in the order of ``condition_cameras``. The noise of a view depends
     on the seed and on the view's index alone, so that batch size does not change the result beyond rounding.
+    guide: makes the first guesses of a model that begins with one.
     """
     strategy = resolve_strategy(strategy, model)
     timesteps = sampling_timesteps(model, steps)
@@ -110,7 +116,10 @@ def sample_views(
             if prepared is None or choices.shape[1] > 1:
                 chosen = torch.as_tensor(choices[start : start + len(index), min(step, choices.shape[1] - 1)])
                 conditions, pose = features[chosen.to(model.device)], poses[index[:, None], chosen].to(model.device)
-                guess = model.first_guess(conditions, pose, size) if model.multiplane is not None else None
+                guess = None
+                if model.multiplane is not None:
+                    own = partial(model.first_guess, conditions, pose, size)
+                    guess = own() if guide is None else guide([target_cameras[int(i)] for i in index], own, size or model.image_size).to(model.device)
                 prepared = model.conditions(conditions, pose, guess)
             latents = ddim_step(model, latents, timesteps, step, *prepared, guidance_scale)
         images.append(model.decode_beside(latents, guess))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from sap3d.cameras import Camera
 
-from .views import View
+from sap3d.field.views import View
 
 BLUR_VOXELS = 0.7  # standard deviation of the blur, in voxels as they appear at the object's centre (docs/log.md)
 
@@ -40,4 +40,4 @@ def sharpen_outline(view: View, camera: Camera, voxel: float, amount: float) -> 
     opacity = view.opacity
     sharp = (opacity + amount * (opacity - gaussian_blur(opacity, BLUR_VOXELS * voxel / pixel))).clamp(0, 1)
     own = ((view.colour - (1 - opacity)[..., None]) / opacity.clamp_min(1e-3)[..., None]).clamp(0, 1)
-    return View(own * sharp[..., None] + (1 - sharp)[..., None], sharp, view.depth, view.normal)
+    return View(own * sharp[..., None] + (1 - sharp)[..., None], sharp, view.depth, view.normal, view.seen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .rendering import Rendering
+    from sap3d.field.rendering import Rendering
 
 
 def distortion(rendering: Rendering, rays: int) -> torch.Tensor:

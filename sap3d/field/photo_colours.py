@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from sap3d.cameras import Camera
 from sap3d.images import resize
 
-from .fields import Field
-from .prior import camera_rays
-from .rendering import Occupancy
-from .views import View, render_view
+from sap3d.field.fields import Field
+from sap3d.field.photos import camera_rays
+from sap3d.field.rendering import Occupancy
+from sap3d.field.views import View, render_view
 
 GRAZING = (0.15, 0.5)  # cosines between a photo's ray and the surface: below, the photo's colours count nothing, above, fully
 SHARPNESS = 8  # power of the cosine with which photos are mixed
@@ -137,7 +137,9 @@ class PhotoDetail:
         difference, belief = self.differences(points[hit], normals[hit])
         colour = view.colour.clone()
         colour[hit] = (colour[hit] + self.strength * (belief * view.opacity[hit])[:, None] * difference).clamp(0, 1)
-        return View(colour, view.opacity, view.depth, view.normal)
+        seen = torch.zeros_like(view.opacity)
+        seen[hit] = belief
+        return View(colour, view.opacity, view.depth, view.normal, seen)
 
 
 def surface_normals(points: torch.Tensor, reach: int = 2) -> torch.Tensor:

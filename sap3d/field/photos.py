@@ -61,6 +61,13 @@ def pixel_grid(size: int) -> torch.Tensor:
     return torch.stack([x, y], -1).reshape(-1, 2)
 
 
+def camera_rays(camera: Camera, size: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """World origins and directions (size * size, 3) of a camera's pixels, row by row."""
+    table = CameraTable({"camera": camera})
+    origins, directions = table.rays(pixel_grid(size), torch.zeros(size * size, dtype=torch.long))
+    return origins.to(device), directions.to(device)
+
+
 @dataclass
 class PixelBank:
     """Pixels of several images to draw rays from: ``local`` (M, 2), ``view`` (M,), ``colour`` (M, 3) over white, ``alpha`` (M,)."""
@@ -130,7 +137,7 @@ class Silhouettes:
         Each mask pixel needs a point on its ray that all photos accept; the margin grants that to ``share`` of them. It
         lies in [least, most], world units.
         """
-        from .rendering import ray_box
+        from sap3d.field.rendering import ray_box
 
         needed = []
         for k, mask in enumerate(self.masks):

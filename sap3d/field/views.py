@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from sap3d.cameras import Camera
 
-from .fields import Field
-from .prior import camera_rays
-from .rendering import Occupancy, ray_box
+from sap3d.field.fields import Field
+from sap3d.field.photos import camera_rays
+from sap3d.field.rendering import Occupancy, ray_box
 
 TILES = 64  # tiles along a side of the coarse image
 CHUNK = 12  # samples of a ray between two looks at its transmittance
@@ -26,12 +26,14 @@ CHUNK = 12  # samples of a ray between two looks at its transmittance
 @dataclass
 class View:
     """An image of the field: ``colour`` (S, S, 3) over white, ``opacity`` (S, S), ``depth`` (S, S): distance along the ray at
-    which half of the light is gone, infinite where it never is; ``normal`` (S, S, 3) unit, world, 0 where empty, or None."""
+    which half of the light is gone, infinite where it never is; ``normal`` (S, S, 3) unit, world, 0 where empty, or None;
+    ``seen`` (S, S) in [0, 1]: how squarely a photo sees the surface (``PhotoDetail.add``), or None."""
 
     colour: torch.Tensor
     opacity: torch.Tensor
     depth: torch.Tensor
     normal: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
 
 
 def distance_range(occupancy: Occupancy, camera: Camera) -> tuple[torch.Tensor, torch.Tensor]:

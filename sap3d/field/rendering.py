@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .fields import Field
+from sap3d.field.fields import Field
 
 
 @dataclass
