@@ -16,6 +16,7 @@ A suite may take rows of the same settings from another one (``take_from``) inst
 from __future__ import annotations
 
 import argparse
+import fcntl
 import functools
 import os
 import shutil
@@ -315,6 +316,20 @@ def store_rows(name: str, rows: list[dict]) -> None:
     write_csv(ROWS / f"{name}.csv", [{key: row.get(key) for key in common} | flat_row(row["result"]) for row in rows])
 
 
+def add_row(name: str, suite: Suite, row: dict) -> None:
+    """Store one more row, in the place of an older one of the same run, in the order of the plan.
+
+    Several processes may work on different objects of a suite at the same time: nobody else writes between reading and writing.
+    """
+    lock = root_dir() / ".work" / "suites" / f"{name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # freed when the file is closed
+        stored = {row_key(old): old for old in load_rows(name)} | {row_key(row): row}
+        order = {run: place for place, run in enumerate(plan(suite))}
+        store_rows(name, sorted(stored.values(), key=lambda r: order.get(row_key(r), len(order))))
+
+
 def chosen_runs(suite: Suite, arguments: argparse.Namespace) -> list[tuple[str, str, int]]:
     """The suite's runs that --variants, --objects and --views leave."""
     return [
@@ -342,10 +357,7 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
             failures.append(f"{label}: {error}")
             print(f"    failed: {error}", file=sys.stderr, flush=True)
             continue
-        # Read again: several processes may work on different objects of a suite at the same time.
-        stored = {row_key(old): old for old in load_rows(name)} | {(key, object_, n): row}
-        order = {run: place for place, run in enumerate(plan(suite))}
-        store_rows(name, sorted(stored.values(), key=lambda r: order.get(row_key(r), len(order))))
+        add_row(name, suite, row)
     return failures
 
 

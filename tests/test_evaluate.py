@@ -9,6 +9,8 @@ import json
 import re
 import shutil
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -338,6 +340,16 @@ def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
     assert re.search(r"\| sharp@2 over full@2 \| \+\d\d\.\d\d, 1 of 1, \*open\* \| - \| - \|", page)  # one object: no interval; no 3D here
     assert re.search(r"\| full@2 over sharp@2 \| - \| \*\*worse\*\* \+0\.\d{3}, 0 of 1, \*open\* \| - \|", page) and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
     assert str(small_suite) not in page and (small_suite / "rows" / "small.csv").read_text().startswith("variant,")
+
+
+def test_rows_of_processes_at_work_side_by_side_are_all_kept(small_suite, monkeypatch):
+    name, loaded = suite.load_suite("small")
+    load = suite.load_rows
+    monkeypatch.setattr(suite, "load_rows", lambda name: (load(name), time.sleep(0.02))[0])
+    row = lambda k: {"variant": "full", "result": {"type": "TINY", "NAME": f"object {k}", "views": 2}}  # noqa: E731
+    with ThreadPoolExecutor(8) as pool:  # flock keeps threads apart as it does processes
+        list(pool.map(lambda k: suite.add_row(name, loaded, row(k)), range(8)))
+    assert {r["result"]["NAME"] for r in load(name)} == {f"object {k}" for k in range(8)}
 
 
 def test_the_table_of_camera_steps_compares_stage_1_and_training():

@@ -103,4 +103,4 @@ def test_novel_views_with_a_field_follow_it(five):
     model.correction_gain.zero_()
     views = [novel_views(model, photos_over_white(PHOTOS), CAMERAS, {"a": BETWEEN}, config, field)["a"] for field in (five, None)]
     away = [np.abs(view - five.view(BETWEEN)[0].permute(1, 2, 0).numpy()).mean() for view in views]
-    assert away[0] < 0.02 and away[1] > 0.05
+    assert away[0] < 0.01 < away[1] / 4
