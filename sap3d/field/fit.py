@@ -72,7 +72,7 @@ class PhotoFit:
         table = CameraTable({name: cameras[name] for name in photos})
         self.mirrored = self.mirrored_cameras = None
         mirrored, mirrored_cameras = mirrored_views(photos, cameras, mirror_plane if config.photos and config.mirror_weight > 0 else None)
-        self.given = {**photos, **mirrored}, {**cameras, **mirrored_cameras}
+        self.given = {**photos, **mirrored}, {**cameras, **mirrored_cameras}  # photos and cameras by name, mirrored ones too
         self.mirrored_images = list(mirrored.values())
         if mirrored:
             self.mirrored_cameras = CameraTable(mirrored_cameras).to(device)
