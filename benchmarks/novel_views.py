@@ -53,7 +53,8 @@ def compare(model, photos: torch.Tensor, conditions: list[Camera], targets: list
         return torch.cat(views)
 
     def guided():
-        field = fit()
+        with torch.enable_grad():
+            field = fit()
         features = model.encode_condition(photos[:, :3], photos[:, 3:])
         return sample_views(model, features, conditions, targets, steps, 1.0, guide=field.guess)
 
