@@ -1,17 +1,15 @@
 """Scenes with known answers for the tests of stage 3."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.field import fields, rendering
 from sap3d.images import composite_white, save_image
 from sap3d.scene import Scene, write_cameras
 
-fields = importlib.import_module("sap3d.field.fields")
-rendering = importlib.import_module("sap3d.field.rendering")
 
 RADIUS = 0.4
 CAMERAS = {f"{k:03d}": Camera.from_degrees(e, a) for k, (e, a) in enumerate([(0, 0), (30, 90), (0, 225)])}

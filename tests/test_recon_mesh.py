@@ -11,10 +11,10 @@ from recon_scenes import full_occupancy, solid_field
 
 from sap3d.cameras import FOV_RAD, Camera, protocol_test_cameras
 from sap3d.errors import InputError
+from sap3d.field import views
 from sap3d.mesh_render import load_mesh, load_mesh_normalised, render_rgba
 
 mesh = importlib.import_module("3D_Recon.threestudio.mesh")
-views = importlib.import_module("sap3d.field.views")
 
 
 def carved(solid, cells=48, size=96, colour=None, slack=0.0):

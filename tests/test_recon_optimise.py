@@ -11,6 +11,7 @@ from recon_scenes import CAMERAS, RADIUS, box, full_occupancy, random_field, sph
 
 from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.errors import InputError
+from sap3d.field import photos, rendering, seeing as seeing_module, views
 from sap3d.field.fit import FitSettings
 from sap3d.images import composite_white, load_rgb
 from sap3d.scene import Scene, write_cameras
@@ -19,10 +20,7 @@ from sap3d.zero123 import tiny_random_model
 config_module = importlib.import_module("3D_Recon.threestudio.config")
 launch = importlib.import_module("3D_Recon.threestudio.launch")
 optimise = importlib.import_module("3D_Recon.threestudio.optimise")
-photos = importlib.import_module("sap3d.field.photos")
-seeing_module = importlib.import_module("sap3d.field.seeing")
 prior = importlib.import_module("3D_Recon.threestudio.prior")
-rendering = importlib.import_module("sap3d.field.rendering")
 
 TINY = dict(
     steps=30, grid=[12, 20], level_starts=[0.0, 0.5], photo_sizes=[16, 32], rays=256, warm_start_rays=64, warm_start_size=16, occupancy_cells=16,
@@ -190,7 +188,7 @@ def test_optimisation_learns_the_sphere(field, steps):
     run.run()
     for name in ("000", "036"):
         expected = composite_white(sphere_image(protocol_test_cameras()[name], 32))
-        found = importlib.import_module("sap3d.field.views").render_view(run.field, run.occupancy, protocol_test_cameras()[name], 32)
+        found = views.render_view(run.field, run.occupancy, protocol_test_cameras()[name], 32)
         assert np.mean((found.colour.numpy() - expected) ** 2) < 0.012
 
 

@@ -1,7 +1,5 @@
 """Stage 3: sharp outlines of renders."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -9,9 +7,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
 from sap3d.cameras import Camera
+from sap3d.field import outlines, views
 
-outlines = importlib.import_module("sap3d.field.outlines")
-views = importlib.import_module("sap3d.field.views")
 CAMERA, SIZE = Camera.from_degrees(10, 30), 96
 PIXEL = 2 * CAMERA.radius * np.tan(CAMERA.fov_rad / 2) / SIZE  # object lengths at the centre
 INK = torch.tensor([0.7, 0.2, 0.4])

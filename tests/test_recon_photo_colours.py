@@ -9,10 +9,9 @@ from recon_scenes import sphere_image
 from test_recon_mesh import carved
 
 from sap3d.cameras import Camera
+from sap3d.field import photo_colours, views
 
 mesh = importlib.import_module("3D_Recon.threestudio.mesh")
-photo_colours = importlib.import_module("sap3d.field.photo_colours")
-views = importlib.import_module("sap3d.field.views")
 CAMERAS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(0, 60)}
 
 

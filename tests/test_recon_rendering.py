@@ -1,20 +1,12 @@
 """Stage 3: volume rendering against closed forms, and the fast renderers against the plain one."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
 from recon_scenes import box, full_occupancy, random_field, random_rays, solid_field
 
 from sap3d.cameras import Camera, rays
-
-fields = importlib.import_module("sap3d.field.fields")
-rendering = importlib.import_module("sap3d.field.rendering")
-views = importlib.import_module("sap3d.field.views")
-prior = importlib.import_module("3D_Recon.threestudio.prior")
-photos = importlib.import_module("sap3d.field.photos")
-regularisers = importlib.import_module("sap3d.field.regularisers")
+from sap3d.field import fields, photos, regularisers, rendering, views
 
 
 @pytest.mark.parametrize("density", [0.5, 3.0, 30.0])

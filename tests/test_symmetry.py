@@ -17,6 +17,7 @@ from relposepp.symmetry import MIRRORED_TURN, Symmetry, mirrored_points
 from relposepp.tangency import axes_of
 from sap3d.cameras import FOV_RAD, Camera, rays
 from sap3d.errors import InputError
+from sap3d.field import views
 from sap3d.scene import Scene, read_cameras, read_mirror_plane, write_cameras
 from sap3d.symmetry import SUFFIX, mirrored_camera, mirrored_views
 from tests.relposepp_spheres import mirrored_balls, render, write_scene
@@ -24,7 +25,6 @@ from tests.relposepp_spheres import mirrored_balls, render, write_scene
 optimise = importlib.import_module("3D_Recon.threestudio.optimise")
 recon_config = importlib.import_module("3D_Recon.threestudio.config")
 mesh = importlib.import_module("3D_Recon.threestudio.mesh")
-views = importlib.import_module("sap3d.field.views")
 
 PLANE = np.deg2rad(37.0)
 ANGLES = np.deg2rad([[0.0, 30.0, 20.0, 10.0], [0.0, 80.0, 255.0, 170.0]])
