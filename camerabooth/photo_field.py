@@ -26,7 +26,7 @@ from sap3d.zero123.sampler import OwnGuess
 
 LEAST_VIEWS = 3  # photos from which on there is a field
 ALONE_VIEWS = 4  # and from which on the model's own guess is not asked, where the outlines agree
-AGREED = 0.02  # object lengths that outlines may have to be let out for that (``PhotoFit.margin``); photos taken by hand need more
+AGREED = 0.02  # object lengths that outlines may have to be let out for that (``PhotoFit.margin``): cameras with errors need more
 SHARE = 0.5  # of the field in a mixture, where no photo sees the surface; where one does, all
 BLUR = 7 / 256  # of a view's side: over what the change between the two is spread
 PHOTO_DETAIL, OUTLINE_SHARPNESS = 0.75, 1.0  # as in stage 3 (sap3d/field/finish.py)
