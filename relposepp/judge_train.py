@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relposepp.judge import JudgeConfig, PairJudge, save_judge
+from relposepp.judge import JudgeConfig, PairJudge, load_judge, save_judge
 from relposepp.judge_data import DeviceCorpus, Pairs, augment, hard_hypotheses, read_corpora
 from sap3d.config import load_config, resolve_device
 from sap3d.errors import InputError, cli
@@ -38,7 +38,7 @@ class JudgeTrainConfig:
     max_minutes: float = 8.0  # of this call, reading the corpus included; the learning rate falls to zero at its end
     steps: int = 0  # end after so many steps instead, the learning rate following them (0: by time)
     stop_at: int = 0  # leave off at this step, to be continued (0: never)
-    init: str = ""  # checkpoint of another run whose weights this one starts from
+    init: str = ""  # weights that this run starts from: checkpoint of another run, or a folder such as relposepp/weights/judge
     objects: int = 0  # at most so many objects of each corpus, for trials (0: all)
     workers: int = 0  # processes that decode the corpus (0: the array that dataset.corpus_reader keeps)
     pairs: int = 64  # pairs a step
@@ -156,9 +156,10 @@ class JudgeTrainer:
     def _resume(self) -> None:
         if not self.checkpoint.is_file():
             if self.config.init:
-                state = torch.load(self.config.init, map_location=self.device, weights_only=True)
-                self.judge.load_state_dict(state["averaged"])
-                self.averaged.load_state_dict(state["averaged"])
+                init = Path(self.config.init)
+                weights = load_judge(init).state_dict() if init.is_dir() else torch.load(init, map_location=self.device, weights_only=True)["averaged"]
+                self.judge.load_state_dict(weights)
+                self.averaged.load_state_dict(weights)
             return
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         if state["identity"] != self._identity():

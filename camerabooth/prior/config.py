@@ -23,8 +23,10 @@ class PriorConfig:
     channels: list[int] = field(default_factory=lambda: [96, 192, 256])  # of the U-Net's levels
     attention: list[bool] = field(default_factory=lambda: [False, True, True])  # which levels attend to the condition
     token_dim: int = 256  # width of the condition tokens
-    encoder_layers: int = 2  # transformer layers on the AlexNet features
-    planes: int = 8  # of the plane sweep that carries condition images to the target (0: concatenated as published)
+    encoder_layers: int = 2  # transformer layers on the trunk's features
+    tokens: str = "patches"  # what the U-Net attends to: patches (pooled and patch tokens of each photo) or pooled (that one alone, as published)
+    trunk: str = "alexnet"  # convolutional trunk of the image encoder: alexnet (frozen ImageNet features) or scratch (the same layers, trained from random weights)
+    planes: int = 8  # of the plane sweep that carries condition images to the target (0: concatenated as published, one photo a prediction whatever ``sets``)
     plane_components: int = 24  # components of the autoencoder that describe a plane
     multiplane: int = 32  # planes of the renderer that makes the first guess of a view (0: none)
     multiplane_widths: list[int] = field(default_factory=lambda: [16, 32, 64, 96])  # channels of its 3D network's levels, for a new one
@@ -40,6 +42,7 @@ class PriorConfig:
     view_perceptual: float = 0.15  # part=both: weight of the LPIPS distance of what a run of one step shows
     warmup_steps: int = 200
     decay_minutes: float = 0.0  # the learning rate falls to zero over the last minutes of this run (0: constant)
+    decay_steps: int = 0  # and over the last steps before max_steps, whatever the speed (0: not by steps)
     weight_decay: float = 1e-3
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
@@ -52,6 +55,7 @@ class PriorConfig:
     devices: int = 1  # processes (GPUs) a node; the batch grows with them
     nodes: int = 1  # machines; each runs the same command (camerabooth/README.md)
     allow_other_processes: bool = False  # go on although the checkpoint is of another number of processes: other data and another batch from there on
+    compile: list[str] = field(default_factory=list)  # of composite, renderer, unet: by torch.compile, once for each number of photos (for long runs on a GPU; benchmarks/prior_step.py)
     resident: bool = True  # on a GPU: the decoded corpus is kept in its memory (1.6 MB an object) and batches are made there, unless it is read in shards
     shard_objects: int = 0  # objects that a process holds at a time, decoded from the packed corpus (0: all of it, decoded on disk once and mapped)
     shard_steps: int = 500  # steps after which a process takes its next shard

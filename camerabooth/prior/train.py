@@ -35,6 +35,7 @@ from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import save_image
 from sap3d.interrupt import Stop, finish_step_first
+from sap3d.scene import read_json
 from sap3d.tensorboard import EventLog
 from sap3d.zero123 import Zero123, add_multiplane, build_tiny, load_zero123
 
@@ -51,6 +52,8 @@ class PriorModule(pl.LightningModule):
             self.trained.update({"unet": model.unet, "cc_projection": model.cc_projection})
             if hasattr(model.image_encoder, "clip"):
                 self.trained["image_encoder"] = model.image_encoder.clip.requires_grad_(True)
+            if getattr(model.image_encoder, "own_trunk", None) is not None:  # beside it: checkpoints of a frozen trunk keep their names
+                self.trained["image_trunk"] = model.image_encoder.own_trunk.requires_grad_(True)
         self.average = AveragedModel(self.trained, multi_avg_fn=self._average_update)
         self.average.requires_grad_(False)
 
@@ -131,6 +134,8 @@ class TimeBox(pl.Callback):
         rate = self.config.learning_rate * min(1.0, (trainer.global_step + 1) / max(self.config.warmup_steps, 1))
         if self.config.decay_minutes > 0:
             rate *= min(1.0, max(minutes_left, 0.0) / self.config.decay_minutes)
+        if self.config.decay_steps > 0:
+            rate *= min(1.0, max(self.config.max_steps - trainer.global_step, 0) / self.config.decay_steps)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate * group.get("scale", 1.0)  # checkpoints of before groups had it do not say
 
@@ -196,14 +201,19 @@ def build(config: PriorConfig, source) -> Zero123:
     """The untrained model with its autoencoder fitted to the first batches of ``source``, or the model of ``init``."""
     if config.part not in ("unet", "multiplane", "both"):
         raise InputError(f"part={config.part!r} is unknown: use unet, multiplane or both")
+    for name, choices in (("tokens", ("patches", "pooled")), ("trunk", ("alexnet", "scratch"))):
+        if getattr(config, name) not in choices:
+            raise InputError(f"{name}={getattr(config, name)!r} is unknown: use {' or '.join(choices)}")
     if config.init:
         model = load_zero123(Path(config.init))
     else:
         model = build_tiny(config.image_size, config.patch_size, config.latent_channels, tuple(config.channels), tuple(config.attention), 1,
-                           config.token_dim, config.encoder_layers, config.planes, config.plane_components, seed=config.seed)  # fmt: skip
+                           config.token_dim, config.encoder_layers, config.planes, config.plane_components, config.seed, config.tokens, config.trunk)  # fmt: skip
         images = torch.cat([source.batch(k)["target"].flatten(0, 1)[:, :3].cpu() for k in range(40)])
         model.vae.fit(images * 2 - 1, config.whitening)
     if config.multiplane and model.multiplane is None:
+        if model.sweep is None:
+            raise InputError(f"multiplane={config.multiplane}: a first guess needs a model with a plane sweep; set planes=8, or multiplane=0")
         add_multiplane(model, config.multiplane, widths=tuple(config.multiplane_widths), seed=config.seed)
     if config.part != "unet" and model.multiplane is None:
         raise InputError(f"part={config.part} trains the renderer of the first guess, and multiplane=0 asks for none; set multiplane=32")
@@ -214,6 +224,28 @@ def build(config: PriorConfig, source) -> Zero123:
     if config.part != "multiplane":
         model.correction_gain.fill_(1.0)  # of the weights before: a factor of 0 would let nothing be learned (export measures it anew)
     return model
+
+
+def compile_parts(model: Zero123, parts: list[str]) -> None:
+    """Let torch.compile fuse the many small steps over large tensors, of ``composite`` (the compositing of first guesses alone), ``renderer`` (all
+    of it) and ``unet``. Names, weights and checkpoints stay as they are. Raises InputError for an unknown part."""
+    unknown = set(parts) - {"composite", "renderer", "unet"}
+    if unknown:
+        raise InputError(f"compile={sorted(unknown)[0]} is unknown: use composite, renderer or unet")
+    torch._dynamo.config.cache_size_limit = 64
+    if "composite" in parts:
+        model.multiplane._composite = torch.compile(model.multiplane._composite, dynamic=False)
+    if "renderer" in parts:
+        model.multiplane.compile(dynamic=False)
+    if "unet" in parts:
+        model.unet.compile(dynamic=False)
+
+
+def condition_sets(config: PriorConfig) -> list[float]:
+    """Shares of steps with 1, 2, .. conditions: ``sets``, but one alone for a model that takes no more (``Zero123.takes_sets``)."""
+    index = read_json(Path(config.init) / "model_index.json") or {} if config.init else {}
+    several = index.get("sweep") if config.init else config.planes
+    return config.sets if several else [1.0]
 
 
 def load_data(config: PriorConfig, part: str, augment: bool, groups: int, targets: int, sets) -> PairSource | ShardedSource:
@@ -263,7 +295,7 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "last.ckpt"
-    source = load_data(config, "train", True, config.groups_per_step, config.targets_per_group, config.sets)
+    source = load_data(config, "train", True, config.groups_per_step, config.targets_per_group, condition_sets(config))
     module = PriorModule(build(config, source), config)
     if export is not None:
         if not checkpoint.is_file():
@@ -279,10 +311,12 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
         if config.part == "multiplane":
             measure_residual(model, source)
         if model.multiplane is not None:
-            measure_gain(model, load_data(config, "validation", False, 8, 2, config.sets), report=print)
+            measure_gain(model, load_data(config, "validation", False, 8, 2, condition_sets(config)), report=print)
         model.save(export, int8=config.export_int8)
         print(f"step {state['global_step']} exported to {export}")
         return export
+    if config.compile:
+        compile_parts(module.model, config.compile)
     start = start_step(config, checkpoint)
     world_size = config.devices * config.nodes
     with finish_step_first() as stop:
@@ -295,7 +329,7 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [],
         )  # fmt: skip
         if trainer.is_global_zero:
-            box.validation = load_data(config, "validation", False, 8, 4, (1.0, 0.0, 1.0))
+            box.validation = load_data(config, "validation", False, 8, 4, (1.0, 0.0, 1.0) if module.model.takes_sets else (1.0,))
             print(f"{world_size} process{'es' if world_size > 1 else ''}, {len(source)} objects, from step {start}", flush=True)
         loader = torch.utils.data.DataLoader(StepStream(source, start, trainer.global_rank), batch_size=None, num_workers=0)
         trainer.fit(module, loader, ckpt_path=str(checkpoint) if checkpoint.is_file() else None, weights_only=True)

@@ -26,9 +26,12 @@ def build_tiny(
     planes: int = 8,
     plane_components: int = 24,
     seed: int = 0,
+    tokens: str = "patches",
+    trunk: str = "alexnet",
 ) -> Zero123:
     """A small Zero-1-to-3 with random weights: patch PCA, plane sweep (``planes`` 0: the published concatenation),
-    AlexNet-CLIP patch tokens, v-prediction beside a linear guess, zero terminal SNR."""
+    AlexNet-CLIP patch tokens, v-prediction beside a linear guess, zero terminal SNR. tokens: ``pooled`` for one token an image
+    as published; trunk: ``scratch`` for an image encoder without ImageNet features. All other weights are the same."""
     sweep = PlaneSweep(planes, plane_components) if planes else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,8 +50,8 @@ def build_tiny(
             norm_num_groups=min(32, channels[0]),
         )
         vae = PatchPCAAutoencoder(patch_size=patch_size, latent_channels=latent_channels)
-        encoder = AlexNetCLIPEncoder(width=token_dim, layers=encoder_layers, heads=4, projection_dim=token_dim)
-        projection = CameraProjection(token_dim, token_dim, tokens="patches", pose_dim=8 if sweep else 4)
+        encoder = AlexNetCLIPEncoder(width=token_dim, layers=encoder_layers, heads=4, projection_dim=token_dim, trunk=trunk)
+        projection = CameraProjection(token_dim, token_dim, tokens=tokens, pose_dim=8 if sweep else 4)
     scheduler = DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True,

@@ -1,4 +1,4 @@
-"""The condition image's encoder: CLIP's vision transformer, on pixels (published form) or on AlexNet features (small form)."""
+"""The condition image's encoder: CLIP's vision transformer, on pixels (published form) or on a convolutional trunk's features (small form)."""
 
 from __future__ import annotations
 
@@ -14,29 +14,36 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class AlexNetCLIPEncoder(ModelMixin, ConfigMixin):
-    """A CLIP vision transformer whose patches are positions of a frozen ImageNet AlexNet feature map.
+    """A CLIP vision transformer whose patches are positions of an AlexNet feature map.
 
-    The trunk is shared with LPIPS (sap3d/weights/alexnet) and is not stored with this model. At ``image_size`` 128 the
-    map is 7 x 7 x 256, so that the transformer sees 49 patch tokens and its class token.
+    trunk: ``alexnet``, frozen, with its ImageNet weights: shared with LPIPS (sap3d/weights/alexnet), not stored with this
+    model. ``scratch``: the same layers with random weights, trained and stored with the transformer (``own_trunk``). At
+    ``image_size`` 128 the map is 7 x 7 x 256, so that the transformer sees 49 patch tokens and its class token.
     """
 
     @register_to_config
-    def __init__(self, image_size: int = 128, grid: int = 7, width: int = 256, layers: int = 2, heads: int = 4, projection_dim: int = 256):
+    def __init__(self, image_size: int = 128, grid: int = 7, width: int = 256, layers: int = 2, heads: int = 4, projection_dim: int = 256,
+                 trunk: str = "alexnet"):  # fmt: skip
         super().__init__()
+        if trunk not in ("alexnet", "scratch"):
+            raise ValueError(f"trunk must be 'alexnet' or 'scratch', got {trunk!r}")
         self.clip = CLIPVisionModelWithProjection(
             CLIPVisionConfig(
                 hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=heads,
                 num_channels=256, image_size=grid, patch_size=1, projection_dim=projection_dim,
             )
         )  # fmt: skip
-        self._trunk = []  # in a list: not a submodule, so it is neither trained nor stored
+        self.own_trunk = _random_trunk() if trunk == "scratch" else None
 
     def trunk_features(self, images: Tensor) -> Tensor:
-        """AlexNet features (B, 256, grid, grid) of images (B, 3, S, S) in [0, 1]; no gradient."""
+        """Features (B, 256, grid, grid) of images (B, 3, S, S) in [0, 1]; without gradient where the trunk is the frozen one."""
         from sap3d.alexnet import alexnet_tokens
 
+        resized = _resize(images.float(), self.config.image_size)
+        if self.own_trunk is not None:
+            return alexnet_tokens(resized.to(self.own_trunk[0].weight.dtype), self.own_trunk)
         with torch.no_grad():
-            return alexnet_tokens(_resize(images.float(), self.config.image_size))
+            return alexnet_tokens(resized)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) in [0, 1] to (pooled (B, D), patch tokens (B, grid^2, D))."""
@@ -45,6 +52,21 @@ class AlexNetCLIPEncoder(ModelMixin, ConfigMixin):
     def encode_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
         out = self.clip(pixel_values=(features / 3.0).to(self.clip.dtype))  # AlexNet's activations have a scale of about 3
         return out.image_embeds, out.last_hidden_state[:, 1:]
+
+
+def _random_trunk() -> torch.nn.Sequential:
+    """AlexNet's layers up to conv5's ReLU with He's random weights (arXiv 1502.01852): PyTorch's own let activations of layers
+    without normalisation die away. Draws from a copy of the random state, so that weights drawn afterwards are those of a model
+    with the frozen trunk."""
+    from sap3d.alexnet import build_alexnet_features
+
+    with torch.random.fork_rng(devices=[]):
+        trunk = build_alexnet_features()[:12]
+        for layer in trunk:
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                torch.nn.init.zeros_(layer.bias)
+    return trunk
 
 
 class PixelCLIPEncoder:
