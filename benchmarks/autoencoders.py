@@ -45,11 +45,10 @@ from dataset.corpus_reader import CorpusReader, PackedCorpus, decode_object
 from sap3d.config import resolve_device
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import composite_white, contact_sheet, load_rgba, save_image
-from sap3d.intervals import mean_interval
 from sap3d.metrics.image import score_images
 from sap3d.report import write_csv
-from sap3d.results import markdown_table
-from sap3d.scene import Scene, read_json, write_json
+from sap3d.scene import Scene, write_json
+from sap3d.suite_parts import autoencoder_tables
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 
 WAYS = ("none", "pca_4", "pca_8", "pca_8_decoder", "vae", "pca_8_both")
@@ -288,24 +287,6 @@ def compare(source: PairSource, truth: dict[str, dict[str, np.ndarray]], ways, o
         yield row, [{"autoencoder": way, **point} for point in curve], decoded
 
 
-def results_table(path: Path) -> str:
-    """The file of ``--rows`` in Markdown: means over objects with 95 % intervals, then PSNR / LPIPS object by object."""
-    rows = read_json(path)
-    if not rows:
-        raise InputError(f"{path}: no rows of this benchmark")
-    times = any("cpu_decode_ms" in row for row in rows)
-    lines = []
-    for row in rows:
-        seen = f"{row['samples']:,}" if row["samples"] else "-"
-        speed = f"{row['images_per_second']:.0f}" if row["samples"] else "-"
-        figures = [mean_interval([found[key] for found in row["objects"].values()]).text(digits) for key, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3))]
-        spent = [f"{row['cpu_encode_ms']:.1f} / {row['cpu_decode_ms']:.1f}" if "cpu_decode_ms" in row else "-"] if times else []
-        lines.append([row["autoencoder"], row["latent"], f"{row['parameters']:,}", seen, speed, *figures, *spent])
-    header = ["autoencoder", "latents", "numbers stored", "images seen", "a second", "PSNR", "SSIM", "LPIPS"] + ["CPU ms, encode / decode"] * times
-    by_object = [[name] + [f"{row['objects'][name]['psnr']:.2f} / {row['objects'][name]['lpips']:.3f}" for row in rows] for name in rows[0]["objects"]]
-    return markdown_table(header, lines) + "\n\n" + markdown_table(["PSNR / LPIPS", *(row["autoencoder"] for row in rows)], by_object)
-
-
 def true_views(type_: str, names: list[str], every: int) -> dict[str, dict[str, np.ndarray]]:
     """Every n-th of the true test views of objects, over white, (S, S, 3) in [0, 1] by object and view."""
     truth = {}
@@ -382,7 +363,7 @@ def main() -> None:
         if arguments.curve and curve:
             write_csv(arguments.curve, curve)
     if arguments.rows:
-        print("\n" + results_table(arguments.rows))
+        print("\n" + autoencoder_tables(arguments.rows))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Sequence
 
+from sap3d.errors import InputError
 from sap3d.intervals import mean_interval
 from sap3d.results import markdown_table
+from sap3d.scene import read_json
 from sap3d.suite import ROWS
 
-PRIOR, STAGE_1 = "prior_*.csv", "relposepp_*.json"  # a file a dataset type
+PRIOR, STAGE_1, AUTOENCODERS = "prior_*.csv", "relposepp_*.json", "autoencoders.json"  # the first two: a file a dataset type
 _FIGURES = (("psnr", 2), ("ssim", 3), ("lpips", 3))
 _SHARES = ("under_5", "under_10", "under_15", "under_30")
 
@@ -26,6 +28,14 @@ def parts_sections(folder: Path | None = None) -> list[str]:
             "Zero-shot novel views from the first photos with their TRUE cameras, over the protocol's 84 views, no test-time training: `python -m camerabooth.prior.evaluate --type TYPE --guess --rows "
             f"docs/results_rows/prior_TYPE.csv --views 1 2`. First guess: the renderer alone, before diffusion. Repeated photo: the first photo in the place of every view. Autoencoder: the truth encoded "
             f"and decoded, which bounds what diffusion can add to a guess, not the guess's own detail. Means over objects with 95 % intervals. Rows: {_links(found)}.\n\n{prior_table(found)}\n"
+        )
+    if (rows := folder / AUTOENCODERS).is_file():
+        sections.append(
+            "## Autoencoders\n\n"
+            "The truth encoded and decoded, 256 pixels, every eighth view of sixteen scans, means over objects with 95 % intervals: `python -m benchmarks.autoencoders --corpus dataset/corpus_cache dataset/corpus_cache_procedural --minutes 0.7 "
+            "--type GSO_dev --every 8 --ways none pca_4 pca_8 pca_8_decoder vae pca_8_both --rows docs/results_rows/autoencoders.json`, on one GPU that other trainings shared. none: only reduced to the model's 128 pixels and enlarged "
+            "again, which bounds all others; pca_8: the bundled one; the last three were trained (a correction of its decoding, a convolutional VAE from nothing, corrections of both sides), for as many pictures as the table says. "
+            f"Rows: {_links([rows])}.\n\n{autoencoder_tables(rows)}\n"
         )
     if found := sorted(folder.glob(STAGE_1)):
         sections.append(
@@ -48,6 +58,24 @@ def prior_table(files: Sequence[Path]) -> str:
             cells = [mean_interval([float(row[figure]) for row in rows]).text(digits) for figure, digits in _FIGURES]
             lines.append([_type(path), way, str(views or "-"), str(len(rows)), *cells])
     return markdown_table(["type", "novel views", "photos", "objects", "PSNR", "SSIM", "LPIPS"], lines)
+
+
+def autoencoder_tables(path: Path) -> str:
+    """The rows of ``benchmarks.autoencoders`` in Markdown: means over objects with 95 % intervals, then PSNR / LPIPS object by object."""
+    rows = read_json(path)
+    if not rows:
+        raise InputError(f"{path}: no rows of benchmarks.autoencoders there")
+    times = any("cpu_decode_ms" in row for row in rows)
+    lines = []
+    for row in rows:
+        seen = f"{row['samples']:,}" if row["samples"] else "-"
+        speed = f"{row['images_per_second']:.0f}" if row["samples"] else "-"
+        figures = [mean_interval([found[key] for found in row["objects"].values()]).text(digits) for key, digits in (("psnr", 2), ("ssim", 3), ("lpips", 3))]
+        spent = [f"{row['cpu_encode_ms']:.1f} / {row['cpu_decode_ms']:.1f}" if "cpu_decode_ms" in row else "-"] if times else []
+        lines.append([row["autoencoder"], row["latent"], f"{row['parameters']:,}", seen, speed, *figures, *spent])
+    header = ["autoencoder", "latents", "numbers stored", "images seen", "a second", "PSNR", "SSIM", "LPIPS"] + ["CPU ms, encode / decode"] * times
+    by_object = [[name] + [f"{row['objects'][name]['psnr']:.2f} / {row['objects'][name]['lpips']:.3f}" for row in rows] for name in rows[0]["objects"]]
+    return markdown_table(header, lines) + "\n\n" + markdown_table(["PSNR / LPIPS", *(row["autoencoder"] for row in rows)], by_object)
 
 
 def stage_1_table(files: Sequence[Path]) -> str:

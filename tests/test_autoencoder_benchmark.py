@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from benchmarks import autoencoders
-from benchmarks.autoencoders import Options, build, compare, images_of, load_source, results_table, true_views
+from benchmarks.autoencoders import Options, build, compare, images_of, load_source, true_views
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.evaluate import through_autoencoder
 from sap3d.errors import InputError
 from sap3d.images import save_image
+from sap3d.suite_parts import autoencoder_tables, parts_sections
 from sap3d.zero123 import tiny_random_model
 
 SIZE = 32
@@ -75,10 +76,12 @@ def test_rows_curves_and_table(source, tmp_path):
     assert all(set(row["objects"]) == {"a", "b"} and row["cpu_decode_ms"] >= 0 and np.isfinite(row["lpips"]) for row in rows)
     assert not curves[0] and all(set(views) == {"a", "b"} for views in decoded)
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    table = results_table(tmp_path / "rows.json")
+    table = autoencoder_tables(tmp_path / "rows.json")
     assert "| none | 32 x 32 x 3 | 0 | - | - |" in table and f"| a | {none['objects']['a']['psnr']:.2f} / {none['objects']['a']['lpips']:.3f} |" in table
+    (tmp_path / "rows.json").rename(tmp_path / "autoencoders.json")
+    assert [table in section for section in parts_sections(tmp_path)] == [True]
     with pytest.raises(InputError, match="no rows"):
-        results_table(tmp_path / "none.json")
+        autoencoder_tables(tmp_path / "none.json")
 
 
 def test_training_lowers_the_loss(source):

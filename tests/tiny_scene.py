@@ -14,7 +14,7 @@ from tests.mesh_examples import write_cube
 TYPE, OBJECT = "TINY", "box"
 SETTINGS = {  # what makes each stage take seconds
     "relpose": ["candidates=24", "starts=1500", "beam=30"],
-    "booth": ["steps=6", "steps_per_extra_view=2", "batch_size=2", "regulariser=random", "regulariser_objects=2", "regulariser_batch=1", "nvs_steps=2", "output_size=64"],
+    "booth": ["steps=6", "steps_per_extra_view=2", "batch_size=2", "regulariser=random", "regulariser_objects=2", "regulariser_batch=1", "nvs_steps=2", "field_steps=6", "output_size=64"],
     "recon": ["steps=24", "grid=[16,24]", "level_starts=[0.0,0.5]", "photo_sizes=[32,64]", "rays=256", "warm_start_rays=128", "sds_every=6", "render_size=32",
               "turntable_frames=4", "turntable_size=32", "mesh_cells=32", "mesh_faces=2000", "texture_size=128", "checkpoint_seconds=0"],
     "eval": ["size=32"],
