@@ -33,7 +33,7 @@ JUDGED_PAIRS = 300  # relative poses that the judge of pairs is asked about: of 
 
 # By number of views (for others, the nearest one), in the order of TERMS.
 WEIGHTS: dict[int, tuple[float, ...]] = {
-    2: (0.0, 0.3, 0.15, 0.25, 1.0, 20.0, 50.0, 37.0, 5.0, 1.2, -1.0, 0.0, 0.2),
+    2: (0.0, 0.3, 0.15, 0.25, 1.0, 20.0, 50.0, 37.0, 5.0, 1.2, -1.0, 0.0, 0.4),
     3: (0.0, 0.2, 0.15, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05, 0.2),
     5: (0.0, 0.2, 3.0, 0.25, 1.0, 20.0, 80.0, 56.0, 7.5, 1.0, -1.0, 0.05, 0.0),
 }
