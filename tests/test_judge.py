@@ -172,6 +172,19 @@ def test_a_continued_run_ends_as_an_uninterrupted_one(corpus, tmp_path):
     assert (tmp_path / "parts" / "export" / "model.safetensors").is_file()
 
 
+def test_a_run_starts_from_given_weights(corpus, tmp_path):
+    first = JudgeTrainer(quick(tmp_path / "first"), SMALL, corpus, None)
+    first.run()
+    for init in (first.checkpoint, first.out / "export"):
+        begun = JudgeTrainer(quick(tmp_path / init.name, init=str(init)), SMALL, corpus, None)
+        assert begun.step == 0
+        for judge in (begun.judge, begun.averaged):
+            for name, value in judge.state_dict().items():
+                torch.testing.assert_close(value, first.averaged.state_dict()[name], atol=2e-3, rtol=2e-2, msg=name)  # a folder's are in 8 bits
+    with pytest.raises(InputError, match="not weights of a judge with these settings"):
+        JudgeTrainer(quick(tmp_path / "other", init=str(first.out / "export")), JudgeConfig(), corpus, None)
+
+
 def test_a_step_in_parts_is_the_same_step(corpus, tmp_path):
     one, two = (JudgeTrainer(quick(tmp_path, pairs=4), SMALL, corpus, None) for _ in range(2))
     two.microbatches = 2

@@ -19,7 +19,7 @@ from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.shards import ShardedSource
 from camerabooth.prior.losses import guess_loss, joint_loss, perceptual_distance
-from camerabooth.prior.train import build, start_step
+from camerabooth.prior.train import build, compile_parts, start_step
 from dataset import corpus
 from dataset.corpus_reader import CorpusReader, PackedCorpus
 from dataset.procedural import list_objects, part_of
@@ -242,6 +242,24 @@ def test_renderer_and_u_net_learn_from_one_look_at_the_photos(cache):
     assert max(float(g.abs().max()) for g in none) == 0 < min(max(float(g.abs().max()) for g in some) for some in (diffusion, seen))
     for both, one, other in zip(whole, diffusion, seen):
         torch.testing.assert_close(both, one + other, atol=1e-6, rtol=1e-3)
+
+
+def test_compiled_parts_are_used_and_change_nothing(cache, monkeypatch):
+    """What is compiled is the parts' own code (here by a compiler that only counts): same loss, same names of weights."""
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *given: calls.append("composite") or function(*given))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: calls.append(type(self).__name__))
+    batch = PairSource([CorpusReader(cache, "train", SIZE)], 2, 2, 5, (0.0, 1.0)).batch(0)
+    model = tiny_random_model(0, multiplane=8)
+    names = list(model.multiplane.state_dict())
+    before = joint_loss(model, batch, torch.Generator().manual_seed(1), 0.0, [0.0], PriorConfig(part="both"))
+    compile_parts(model, ["renderer", "unet"])
+    assert calls == ["MultiplaneRenderer", "UNet2DConditionModel"]
+    compile_parts(model, ["composite"])
+    after = joint_loss(model, batch, torch.Generator().manual_seed(1), 0.0, [0.0], PriorConfig(part="both"))
+    assert calls[2:] == ["composite"] and torch.equal(before, after) and list(model.multiplane.state_dict()) == names
+    with pytest.raises(InputError, match="compile=all is unknown"):
+        compile_parts(model, ["all"])
 
 
 def test_batches_made_on_a_device_are_those_of_the_mapped_corpus(cache):
