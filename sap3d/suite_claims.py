@@ -16,17 +16,36 @@ LEGEND = (
     "the first is better. As printed, the means of both sides may also be **equal** or the first **worse**; *open*: the interval holds zero."
 )
 
+MARK = "†"
+MARK_LEGEND = f"{MARK}: measured, in part or in whole, with weights or default settings other than those of the suite's latest row; in a comparison: the two sides differ in them too."
+
 
 def select(rows: Sequence[dict], variant: str, views: int) -> list[dict]:
     """The results of one variant and number of views."""
     return [row["result"] for row in rows if row["variant"] == variant and row["result"]["views"] == views]
 
 
+def latest_version(rows: Sequence[dict]) -> str:
+    """Weights and defaults (``made_by``) of the row that was measured last."""
+    return max(rows, key=lambda row: row.get("finished", "")).get("made_by", "") if rows else ""
+
+
+def of_another_version(rows: Sequence[dict], variant: str, views: int, version: str) -> bool:
+    """Whether some row of a variant and number of views was measured with weights or defaults other than ``version``."""
+    return any(row.get("made_by", "") != version for row in rows if row["variant"] == variant and row["result"]["views"] == views)
+
+
+def mixed(claim: Claim, rows: Sequence[dict]) -> bool:
+    """Whether the two sides of a claim differ in weights or defaults too, for some object that both have."""
+    first, second = ({row["result"]["NAME"]: row.get("made_by", "") for row in rows if f"{row['variant']}@{row['result']['views']}" == side} for side in (claim.better, claim.worse))
+    return any(first[name] != second[name] for name in first.keys() & second.keys())
+
+
 def claims_table(claims: Sequence[Claim], rows: Sequence[dict]) -> str:
     """A line a claim, a column a figure; a figure that a claim does not name or that nobody has measured is left out ("-")."""
     keys = [key for key in FIGURE if any(key in claim.figures for claim in claims)]
     heading = [f"{FIGURE[key].heading} ({'more' if FIGURE[key].more_is_better else 'less'} is better)" for key in keys]
-    lines = [[f"{claim.better} over {claim.worse}", *(claim_cell(claim, key, rows) if key in claim.figures else "-" for key in keys)] for claim in claims]
+    lines = [[f"{claim.better} over {claim.worse}{f' {MARK}' if mixed(claim, rows) else ''}", *(claim_cell(claim, key, rows) if key in claim.figures else "-" for key in keys)] for claim in claims]
     return markdown_table(["claim", *heading], lines)
 
 

@@ -413,6 +413,21 @@ def test_claims_are_paired_by_object_and_open_where_zero_is_possible():
     assert table[0] == "| claim | 3D PSNR (more is better) | Chamfer (less is better) |" and table[3] == "| a@5 over c@5 | - | - |"
 
 
+def test_rows_of_other_weights_are_marked():
+    _, loaded = suite.load_suite("dev-16")
+
+    def row(variant, name, made_by, finished):
+        return {"variant": variant, "made_by": made_by, "finished": finished, "result": {"NAME": name, "views": 2, "3d_psnr_mean": 18.0}}
+
+    rows = [row("full", "a", "new", "2026-02-01"), row("full", "b", "new", "2026-02-02"), row("base", "a", "old", "2026-01-01"), row("base", "c", "new", "2026-02-01")]
+    lines = suite_tables.means_table(loaded, rows).splitlines()
+    assert lines[2].startswith("| 2 | full | 2 |") and lines[3].startswith("| 2 | base † | 2 |")
+    claims = [suite.Claim("full@2", "base@2", ["3d_psnr_mean"])]
+    assert suite_claims.claims_table(claims, rows).splitlines()[2].startswith("| full@2 over base@2 † |")
+    rows[2]["made_by"] = "new"
+    assert "†" not in suite_tables.means_table(loaded, rows) + suite_claims.claims_table(claims, rows)
+
+
 def test_intervals_cover_the_mean_of_new_objects():
     """Of 200 samples of 16 objects about 95 % hold the mean that they were drawn with, whatever the shape of the distribution."""
     generator = np.random.default_rng(1)
