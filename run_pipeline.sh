@@ -11,7 +11,8 @@ main() {
     case $1 in
         -h | --help) usage; exit 0 ;;
         --setup) find_python; exit 0 ;;
-        --test) shift; find_python; cd "$here"; exec "$python" -m pytest tests -q -m "not slow" "$@" ;;
+        # Most tests wait for programs that they start, so two processes take half of the time; a file's tests share what they made.
+        --test) shift; find_python; cd "$here"; exec env OMP_NUM_THREADS=1 "$python" -m pytest tests -q -m "not slow" -n 2 --dist loadfile "$@" ;;
     esac
     read_arguments "$@"
     shift 4
