@@ -12,7 +12,7 @@ main() {
         -h | --help) usage; exit 0 ;;
         --setup) find_python; exit 0 ;;
         # Most tests wait for programs that they start, so two processes take half of the time; a file's tests share what they made.
-        --test) shift; find_python; cd "$here"; exec env OMP_NUM_THREADS=1 "$python" -m pytest tests -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
+        --test) shift; find_python; cd "$here"; exec "$python" -m pytest tests -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
     esac
     read_arguments "$@"
     shift 4
