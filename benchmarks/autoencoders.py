@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import multiprocessing
 import os
 import statistics
 import time
@@ -41,7 +40,7 @@ from torch.nn import functional as F
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.evaluate import objects_of, through_autoencoder
 from camerabooth.prior.losses import lpips
-from dataset.corpus_reader import CorpusReader, PackedCorpus, decode_object
+from dataset.corpus_reader import CorpusReader
 from sap3d.config import resolve_device
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import composite_white, contact_sheet, load_rgba, save_image
@@ -300,24 +299,9 @@ def true_views(type_: str, names: list[str], every: int) -> dict[str, dict[str, 
 
 
 def load_source(folders: list[Path], options: Options, device: str) -> PairSource:
-    """The training part of the corpus: mapped from disk, or in the GPU's memory, decoded on all processors without a copy on the disk."""
-    if device.startswith("cuda"):
-        corpora = [_decoded(PackedCorpus(folder, "train", size=options.size)) for folder in folders]
-    else:
-        corpora = [CorpusReader(folder, "train", size=options.size) for folder in folders]
+    """The training part of the corpus: mapped from disk, or in the GPU's memory."""
+    corpora = [CorpusReader(folder, "train", size=options.size, workers=len(os.sched_getaffinity(0))) for folder in folders]
     return PairSource(corpora, options.batch // VIEWS_A_SET, VIEWS_A_SET - 1, options.seed, device=device if device.startswith("cuda") else None)
-
-
-def _decoded(packed: PackedCorpus) -> SimpleNamespace:
-    """What PairSource reads of a corpus. Processes: threads wait for each other here, and one processor would take as long as a training."""
-    images = np.empty((len(packed), packed.views, packed.size, packed.size, 4), np.uint8)
-    poses = np.empty((len(packed), packed.views, 3), np.float32)
-    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:  # forked: they need not import PyTorch
-        found = pool.imap(partial(decode_object, size=packed.size), [packed.path(k) for k in range(len(packed))], chunksize=4)
-        for k, (views, where) in enumerate(found):
-            images[k], poses[k] = views, where
-    polar, azimuth, radius = poses.transpose(2, 0, 1)
-    return SimpleNamespace(images=images, polar_rad=polar, azimuth_rad=azimuth, radius=radius)
 
 
 def main() -> None:

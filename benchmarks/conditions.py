@@ -28,6 +28,7 @@ import numpy as np
 
 from dataset.corpus_reader import CorpusReader
 from sap3d.errors import InputError, cli
+from sap3d.report import write_csv
 from sap3d.scene import REPOSITORY, read_json, write_json
 
 if TYPE_CHECKING:  # PyTorch is imported where it is needed: processes that decode the corpus begin with this file
@@ -103,10 +104,7 @@ def write_curves(out: Path) -> None:
             with open(path, newline="") as stream:
                 rows += [{"tokens": tokens, "trunk": trunk, **row} for row in csv.DictReader(stream)]
     if rows:
-        with open(out / "curves.csv", "w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(out / "curves.csv", rows)
 
 
 # --- views ------------------------------------------------------------------------------------------------------------

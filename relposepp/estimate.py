@@ -142,10 +142,15 @@ def symmetric_first(hypotheses: list[Hypothesis], symmetry: Symmetry) -> list[Hy
 def from_above_first(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
     """The hypotheses, best first, with a belief in their elevations added to their scores: photos of a thing on a table look down by ``ELEVATIONS_DEG``, and
     from below it they would have been taken through the table. Last of all, so that judge and mirror plane are asked about what the photos show."""
-    low, high = ELEVATIONS_DEG
-    outside = [np.maximum(low - e, 0) + np.maximum(e - high, 0) for e in (np.rad2deg(h.elevation_rad) for h in hypotheses)]
-    believed = [replace(h, score=h.score - 0.5 * float(np.square(o / ELEVATION_SIGMA_DEG).sum())) for h, o in zip(hypotheses, outside)]
+    believed = [replace(h, score=h.score + float(elevation_belief(h.elevation_rad))) for h in hypotheses]
     return sorted(believed, key=lambda h: -h.score)
+
+
+def elevation_belief(elevation_rad: np.ndarray) -> np.ndarray:
+    """Log-probability, up to a constant, of the elevations (..., N) of N photos: 0 within ``ELEVATIONS_DEG``."""
+    elevation, (low, high) = np.rad2deg(elevation_rad), ELEVATIONS_DEG
+    outside = np.maximum(low - elevation, 0) + np.maximum(elevation - high, 0)
+    return -0.5 * np.square(outside / ELEVATION_SIGMA_DEG).sum(-1)
 
 
 def mirror_gain(symmetry: Symmetry, elevation_rad: np.ndarray, azimuth_rad: np.ndarray, radius: np.ndarray, turn_rad: np.ndarray | None = None) -> np.ndarray:

@@ -183,12 +183,14 @@ class Candidates:
 
     def chosen(self, bonus: np.ndarray | None = None) -> int:
         """Which one ``estimate.choose`` would take if ``bonus`` (K,) came on top of the scores."""
-        from relposepp.estimate import SYMMETRY_CANDIDATES, SYMMETRY_WORTH
+        from relposepp.estimate import SYMMETRY_CANDIDATES, SYMMETRY_WORTH, elevation_belief
 
         score = self.score if bonus is None else self.score + bonus
         order = np.argsort(-score, kind="stable")
-        order = order[score[order] > score[order[0]] - SYMMETRY_WORTH][: 2 * SYMMETRY_CANDIDATES]  # twice: near copies are not counted there
-        return int(order[np.argmax((score + self.mirror_gain)[order])])
+        mirrored = order[score[order] > score[order[0]] - SYMMETRY_WORTH][: 2 * SYMMETRY_CANDIDATES]  # twice: near copies are not counted there
+        whole = score + elevation_belief(self.elevation)
+        whole[mirrored] += self.mirror_gain[mirrored]
+        return int(np.argmax(whole))
 
 
 def collect_candidates(scenes, network, config: RelPoseConfig, device: str, cache: Path | None = None, mirrored: int = 120) -> list[Candidates]:

@@ -62,7 +62,8 @@ def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> st
         "\n".join(f"* **{key}**: {variant.about}" for key, variant in suite.variants.items() if variant.about) + "\n",
         means_table(suite, rows) + "\n",
     ]
-    if any(row.get("made_by", "") != latest_version(rows) for row in rows):
+    version = latest_version(rows)
+    if any(of_another_version(rows, key, n, version) for n, key, _ in groups(suite, rows)):
         parts.append(f"{MARK_LEGEND}\n")
     if suite.claims:
         parts.append(f"{LEGEND}\n\n{claims_table(suite.claims, rows)}\n")

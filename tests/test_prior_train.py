@@ -260,6 +260,8 @@ def test_compiled_parts_are_used_and_change_nothing(cache, monkeypatch):
     assert calls[2:] == ["composite"] and torch.equal(before, after) and list(model.multiplane.state_dict()) == names
     with pytest.raises(InputError, match="compile=all is unknown"):
         compile_parts(model, ["all"])
+    with pytest.raises(InputError, match="no renderer of first guesses"):
+        compile_parts(tiny_random_model(0), ["unet", "composite"])
 
 
 def test_batches_made_on_a_device_are_those_of_the_mapped_corpus(cache):

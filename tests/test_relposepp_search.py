@@ -9,6 +9,7 @@ from relposepp import estimate
 from relposepp import rotations as rot
 from relposepp.config import RelPoseConfig
 from relposepp.estimate import finish, from_above_first, propose
+from relposepp.evaluate import Candidates
 from relposepp.inference import Grid, Hypothesis, Tables, coordinate_ascent, search_look_at, search_so3
 from sap3d.cameras import rotation_angle_deg
 from sap3d.errors import InputError
@@ -114,6 +115,14 @@ def test_photos_from_under_the_table_are_less_likely_and_no_others():
     found = from_above_first([below, level, high, scored(4.9, 46, 46)])
     assert [round(h.score, 2) for h in found] == [5.7, 5.0, 3.9, round(6.1 - 0.5 * ((13 / 6) ** 2 + (4 / 6) ** 2), 2)]
     assert found[0].score == level.score and below.score == 6.1  # within the range nothing changes, and what was given stays
+
+
+def test_the_measurement_of_the_judge_chooses_as_the_stage_does():
+    """Score and judge, then a mirror plane's worth among the best, then where photos are taken from."""
+    elevation = np.deg2rad([[-13.0, -4.0], [1.0, 0.0], [20.0, 30.0]])
+    found = Candidates("", elevation, np.zeros((3, 2)), np.ones((3, 2)), np.array([6.1, 5.7, 3.0]), np.array([0.0, 0.0, 3.0]), np.zeros(3), np.zeros((2, 8, 8, 4)))
+    assert found.chosen() == 1  # the third would have a plane, and is too far behind for that to be asked
+    assert found.chosen(np.array([0.0, 0.0, 1.5])) == 2 and found.chosen(np.array([3.0, 0.0, 0.0])) == 0
 
 
 def test_the_choice_of_the_stage_asks_where_photos_were_taken_from(monkeypatch):

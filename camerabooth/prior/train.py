@@ -232,6 +232,8 @@ def compile_parts(model: Zero123, parts: list[str]) -> None:
     unknown = set(parts) - {"composite", "renderer", "unet"}
     if unknown:
         raise InputError(f"compile={sorted(unknown)[0]} is unknown: use composite, renderer or unet")
+    if model.multiplane is None and set(parts) != {"unet"}:
+        raise InputError(f"compile={parts}: this model has no renderer of first guesses; use compile=[unet]")
     torch._dynamo.config.cache_size_limit = 64
     if "composite" in parts:
         model.multiplane._composite = torch.compile(model.multiplane._composite, dynamic=False)
