@@ -25,6 +25,7 @@ SYMMETRY_MISSED = 0.005  # share of rays that miss the mirrored hull at which no
 SYMMETRY_CANDIDATES = 24  # configurations whose planes are looked for
 ELEVATIONS_DEG, ELEVATION_SIGMA_DEG = (0.0, 40.0), 6.0  # where photos are taken from, and the belief in that outside of the range
 ACCEPTED_MISSED = 0.012  # the same share up to which stages 2 and 3 take mirrored photos
+ACCEPTED_COLOURS = 0.015  # with two photos, whose hull has nearly any mirror plane: what their colours must say for it (``MirrorPlane.colours``)
 
 
 @dataclass
@@ -163,7 +164,8 @@ def accepted_plane(symmetry: Symmetry, cameras: list[Camera], turn_rad: np.ndarr
     """Azimuth, radians, of the best mirror plane if the photos bear it out well enough for stages 2 and 3, else None; and facts for the report."""
     plane = symmetry.best(*np.array([[np.pi / 2 - c.polar_rad, c.azimuth_rad, c.radius] for c in cameras]).T, turn_rad)
     facts = {"azimuth_deg": round(float(np.rad2deg(plane.azimuth_rad)), 2), "missed": round(plane.missed, 4), "colours": round(plane.colours, 3)}
-    return plane.azimuth_rad if plane.missed <= ACCEPTED_MISSED else None, {"mirror_plane": facts}
+    accepted = plane.missed <= ACCEPTED_MISSED and (len(cameras) > 2 or plane.colours >= ACCEPTED_COLOURS)
+    return plane.azimuth_rad if accepted else None, {"mirror_plane": facts}
 
 
 def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None):

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from relposepp.config import RelPoseConfig
-from sap3d.cameras import FOV_RAD
+from sap3d.cameras import FOV_RAD, Camera
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
-from sap3d.images import fields_of_view, load_input_views
-from sap3d.scene import Scene, completion_record, read_cameras, stage_complete, write_cameras
+from sap3d.images import fields_of_view, load_input_views, turn_photo
+from sap3d.scene import Scene, completion_record, read_cameras, read_turns, stage_complete, write_cameras
 from sap3d.stage import run_stage
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -52,7 +52,7 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
 
     if given is not None:
         with completion_record(record, "relposepp", as_dict(config), inputs):
-            _pass_on(scene, {name: given[name] for name in photos}, list(photos.values()), config)
+            _pass_on(scene, {name: given[name] for name in photos}, photos, config)
         return output
 
     from relposepp.estimate import estimate  # PyTorch is imported only when there is work to do
@@ -76,13 +76,17 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     return output
 
 
-def _pass_on(scene: Scene, cameras: dict, images: list[np.ndarray], config: RelPoseConfig) -> None:
-    """Write given cameras as the stage's own, with the object's mirror plane if it has one."""
+def _pass_on(scene: Scene, cameras: dict[str, Camera], photos: dict[str, np.ndarray], config: RelPoseConfig) -> None:
+    """Write given cameras, and how photos are turned against them, as the stage's own, with the object's mirror plane if it has one."""
     from relposepp.estimate import accepted_plane
     from relposepp.symmetry import Symmetry
 
-    plane, facts = accepted_plane(Symmetry(images, [c.fov_rad for c in cameras.values()]), list(cameras.values())) if config.symmetry and len(images) > 1 else (None, {})
-    write_cameras(scene.initial_cameras, cameras, None, plane, checks=facts, source=config.cameras)
+    turns = {name: turn for name, turn in read_turns(Path(config.cameras)).items() if name in photos}
+    images = [turn_photo(photo, turns[name], cameras[name].fov_rad) if name in turns else photo for name, photo in photos.items()]
+    plane, facts = None, {}
+    if config.symmetry and len(images) > 1:
+        plane, facts = accepted_plane(Symmetry(images, [c.fov_rad for c in cameras.values()]), list(cameras.values()))
+    write_cameras(scene.initial_cameras, cameras, turns, plane, checks=facts, source=config.cameras)
 
 
 def check(config: RelPoseConfig) -> None:

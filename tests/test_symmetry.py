@@ -10,15 +10,15 @@ from recon_scenes import RADIUS, sphere_image
 from camerabooth.config import BoothConfig
 from camerabooth.nvs import conditions
 from relposepp.config import RelPoseConfig
-from relposepp.estimate import ACCEPTED_MISSED, SYMMETRY_WORTH, accepted_plane, symmetric_first
+from relposepp.estimate import ACCEPTED_COLOURS, ACCEPTED_MISSED, SYMMETRY_WORTH, accepted_plane, symmetric_first
 from relposepp.inference import Hypothesis
 from relposepp.run import main
-from relposepp.symmetry import MIRRORED_TURN, Symmetry, mirrored_points
+from relposepp.symmetry import MIRRORED_TURN, MirrorPlane, Symmetry, mirrored_points
 from relposepp.tangency import axes_of
 from sap3d.cameras import FOV_RAD, Camera, rays
 from sap3d.errors import InputError
 from sap3d.field import views
-from sap3d.scene import Scene, read_cameras, read_mirror_plane, write_cameras
+from sap3d.scene import Scene, read_cameras, read_mirror_plane, read_turns, write_cameras
 from sap3d.symmetry import SUFFIX, mirrored_camera, mirrored_views
 from tests.relposepp_spheres import mirrored_balls, render, write_scene
 
@@ -121,6 +121,24 @@ def test_an_object_without_a_plane_misses_and_is_not_accepted():
     assert plane is None and facts["mirror_plane"]["missed"] > ACCEPTED_MISSED
 
 
+@pytest.mark.parametrize(("views", "missed", "colours", "accepted"), [
+    (2, 0.0, 0.1, True), (2, 0.0, 0.0, False), (2, 0.02, 0.1, False), (3, 0.0, 0.0, True), (3, 0.02, 0.1, False)])  # fmt: skip
+def test_two_photos_need_colours_that_bear_the_plane_out(views, missed, colours, accepted):
+    """Their outlines allow nearly any plane; those of three do not."""
+
+    class Found:
+        def best(self, *pose):
+            return MirrorPlane(PLANE, missed, colours)
+
+    plane, facts = accepted_plane(Found(), CAMERAS[:views])
+    assert plane == (PLANE if accepted else None) and facts["mirror_plane"]["colours"] == colours
+
+
+def test_what_two_photos_of_a_mirrored_object_show_is_accepted(symmetric):
+    plane, facts = accepted_plane(Symmetry(symmetric[:2]), CAMERAS[:2])
+    assert abs(np.rad2deg(plane) - 37) < 3 and facts["mirror_plane"]["colours"] > 2 * ACCEPTED_COLOURS
+
+
 def test_right_cameras_gain_by_the_plane_that_wrong_ones_do_not_allow(symmetric):
     def hypothesis(angles, score):
         return Hypothesis(*angles[:, :3], score, np.full(3, 1.5))
@@ -143,6 +161,9 @@ def test_stage_1_writes_the_plane_and_passes_given_cameras_on(tmp_path, monkeypa
     assert read_mirror_plane(main(scene, RelPoseConfig(cameras=str(given), symmetry=False))) is None
     found = main(scene, RelPoseConfig(starts=1500, beam=30, candidates=20))  # an estimate of its own
     assert abs((np.rad2deg(read_mirror_plane(found)) - 37 + 90) % 180 - 90) < 6
+    turn = np.array([0.05, 0.02, 0.0])  # photos by hand: how they are turned comes along
+    write_cameras(given, {f"{k:03d}": camera for k, camera in enumerate(CAMERAS)}, {"001": turn})
+    assert np.allclose(read_turns(main(scene, RelPoseConfig(cameras=str(given))))["001"], turn)
     write_cameras(given, {"000": CAMERAS[0]})
     with pytest.raises(InputError, match="given.yaml: has no camera for view 001"):
         main(scene, RelPoseConfig(cameras=str(given)))

@@ -1,0 +1,84 @@
+"""What recovery by re-rendering repairs, and what it costs: cameras of stage 1, and true cameras of which one is turned away.
+
+    python -m benchmarks.recovery --type GSO_dev --views 3 4 5 [--objects ...] [--starts stage_1 one_wrong] [--rows docs/results_rows/recovery.json]
+
+stage_1: as ``camerabooth.recovery`` would begin. one_wrong: the true cameras, one of them, drawn from the object's name, at another azimuth (60 to 300
+degrees away) and elevation (20 degrees at most): whether the others find it again. Rows of other types, objects or numbers of photos stay in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Mapping
+
+import numpy as np
+
+from camerabooth.recovery import RecoveryConfig, from_first, recover
+from relposepp.evaluate import pair_errors_deg, typed_scenes
+from sap3d.cameras import Camera
+from sap3d.errors import ArgumentParser, cli
+from sap3d.scene import read_json, root_dir, write_json
+
+STARTS = ("stage_1", "one_wrong")
+ELEVATION_DEG = (-15.0, 60.0)  # where a camera that is turned away may end
+
+
+def true_cameras(rotations: np.ndarray, radius: np.ndarray) -> dict[str, Camera]:
+    """Cameras by number from rotations (N, 3, 3), camera from world, of cameras that look at the origin, and their distances (N,)."""
+    backward = rotations[:, 2]
+    return from_first({f"{k:03d}": Camera(float(np.arccos(b[2])), float(np.arctan2(b[1], b[0])), float(r)) for k, (b, r) in enumerate(zip(backward, radius))})
+
+
+def one_wrong(cameras: Mapping[str, Camera], name: str) -> dict[str, Camera]:
+    """The cameras, one of them turned away; which and by how much follows from the object's name."""
+    rng = np.random.default_rng([len(cameras), *hashlib.sha256(name.encode()).digest()[:4]])
+    view = list(cameras)[rng.integers(len(cameras))]
+    elevation = np.clip(cameras[view].elevation_deg + rng.uniform(-20, 20), *ELEVATION_DEG)
+    turned = replace(cameras[view], polar_rad=float(np.deg2rad(90 - elevation)), azimuth_rad=cameras[view].azimuth_rad + float(np.deg2rad(rng.uniform(60, 300))))
+    return from_first({**cameras, view: turned})
+
+
+def error_deg(cameras: Mapping[str, Camera], rotations: np.ndarray) -> float:
+    """Mean error of the relative rotations of all pairs, degrees."""
+    return float(pair_errors_deg(np.stack([camera.camera_from_world()[:, :3] for camera in cameras.values()]), rotations).mean())
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__.split(":")[0])
+    parser.add_argument("--type", required=True)
+    parser.add_argument("--views", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--objects", nargs="+")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--rows", type=Path, help="JSON file that the figures are added to")
+    arguments = parser.parse_args()
+    from relposepp.config import RelPoseConfig
+    from relposepp.estimate import estimate
+    from relposepp.network import load_network
+
+    network, config = load_network(), RecoveryConfig()
+    for views in arguments.views:
+        for name, photos, rotations, radius, _ in typed_scenes(arguments.type, views, None):
+            if arguments.objects and name not in arguments.objects:
+                continue
+            truth = true_cameras(rotations, radius)
+            for start in arguments.starts:
+                cameras = one_wrong(truth, name) if start == "one_wrong" else dict(zip(truth, estimate(photos, network, RelPoseConfig()).cameras))
+                found = recover(dict(zip(truth, photos)), cameras, config)
+                row = {"type": arguments.type, "start": start, "views": views, "object": name, "before_deg": round(error_deg(cameras, rotations), 3),
+                       "after_deg": round(error_deg(found.cameras, rotations), 3), "seconds": round(found.seconds, 1), "moves": found.moves}  # fmt: skip
+                print(f"{views} photos, {start}, {name}: {row['before_deg']:.1f} -> {row['after_deg']:.1f} degrees, {sum(m['kept'] for m in found.moves)} moved, {found.seconds:.0f} s", flush=True)
+                if arguments.rows:
+                    add_row(root_dir() / arguments.rows, row)
+
+
+def add_row(path: Path, row: dict) -> None:
+    """Add a row to a file, in the place of one of the same type, start, number of photos and object."""
+    key = ("type", "start", "views", "object")
+    rows = [old for old in (read_json(path) if path.is_file() else []) if any(old[k] != row[k] for k in key)]
+    write_json(path, sorted([*rows, row], key=lambda r: tuple(r[k] for k in key)))
+
+
+if __name__ == "__main__":
+    cli(main)
