@@ -109,12 +109,14 @@ def _evaluate(scene: Scene, config: EvaluationConfig, target: Path) -> None:
     else:
         result.update(dict.fromkeys(["Rotation Error", "Elevation", "Azimuth", "Radius"]))
     _measure_images(scene, sets, truth, config, result, corrected)
-    timing = ("stage", "seconds", "peak_memory_mb", "peak_gpu_memory_mb")
+    timing = ("stage", "seconds", "peak_memory_mb", "peak_gpu_memory_mb", "energy_joules")
     stages = [{key: record[key] for key in timing if key in record} for _, record in _stage_records(scene)]
     result["corrected"] = corrected
     result["stages"] = stages
     result["seconds"] = round(sum(stage["seconds"] for stage in stages), 2)
     result["peak_memory_mb"] = max((stage.get("peak_memory_mb") or 0 for stage in stages), default=0)
+    if stages and all("energy_joules" in stage for stage in stages):
+        result["energy_joules"] = round(sum(stage["energy_joules"] for stage in stages), 1)
     result["notes"] = notes
 
     rows = {"true\nviews": truth, "novel views\n(2D)": sets.get("2d"), "renders\n(3D)": sets.get("3d")}

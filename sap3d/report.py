@@ -42,6 +42,8 @@ def flat_row(result: dict) -> dict:
     for group, values in result.get("corrected", {}).items():
         row.update({f"corrected.{group}.{key}": value for key, value in values.items()})
     row["seconds"], row["peak_memory_mb"] = result.get("seconds"), result.get("peak_memory_mb")
+    if "energy_joules" in result:
+        row["energy_joules"] = result["energy_joules"]
     for stage in result.get("stages", []):
         row[f"seconds.{stage['stage']}"] = stage["seconds"]
         row[f"peak_memory_mb.{stage['stage']}"] = stage.get("peak_memory_mb")

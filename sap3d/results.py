@@ -102,7 +102,8 @@ def summary_lines(result: dict) -> list[str]:
     for label, keys in _GROUPS:
         rows.append((label, *(" / ".join(FIGURE[key].text(values.get(key)) for key in keys) for values in (result, released))))
     if result.get("stages"):
-        rows.append(("time, peak memory", f"{result['seconds']:.0f} s, {result['peak_memory_mb'] / 1024:.1f} GB", ""))
+        energy = f", {result['energy_joules'] / 1000:.1f} kJ" if "energy_joules" in result else ""
+        rows.append(("time, peak memory" + ", energy" * bool(energy), f"{result['seconds']:.0f} s, {result['peak_memory_mb'] / 1024:.1f} GB{energy}", ""))
     return text_table([row if released else row[:2] for row in rows])
 
 

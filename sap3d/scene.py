@@ -27,6 +27,7 @@ import yaml
 
 from sap3d import __version__
 from sap3d.cameras import Camera
+from sap3d.energy import EnergyMeter
 from sap3d.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -352,21 +353,24 @@ def completion_record(record: Path, stage: str, config: Mapping, inputs: Mapping
     """Removes a stale record, runs the block, then writes the new record last. The yielded dict takes further entries.
 
     ``seconds`` is the wall time of the block plus what the block put into ``"resumed_seconds"``; ``peak_memory_mb``
-    the process's maximum resident size, and ``peak_gpu_memory_mb`` PyTorch's own figure where a GPU was used.
+    the process's maximum resident size, ``peak_gpu_memory_mb`` PyTorch's own figure where a GPU was used, and
+    ``energy_joules`` what the processors took meanwhile, where the machine tells (``sap3d.energy``).
     """
     if dry_run():
         raise WouldRun("it was asked to")
     record.unlink(missing_ok=True)
     hashes = {name: file_hash(path) for name, path in inputs.items()}
     extra: dict = {}
-    start = time.time()
+    start, meter = time.time(), EnergyMeter()
     yield extra
+    joules = meter.joules()
     entries = {
         "stage": stage,
         "config": json.loads(json.dumps(config)),
         "inputs": hashes,
         "seconds": round(time.time() - start + extra.pop("resumed_seconds", 0.0), 2),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        **({} if joules is None else {"energy_joules": round(joules, 1)}),
         "versions": {"sap3d": __version__, "python": platform.python_version(), **_package_versions("torch", "diffusers", "numpy")},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         **extra,

@@ -169,7 +169,8 @@ def object_table(suite: Suite, rows: list[dict]) -> str:
 
 
 def time_table(suite: Suite, rows: list[dict]) -> str:
-    """Mean seconds of each stage, mean and longest total, largest memory; shared outputs count with the time they took."""
+    """Mean seconds of each stage, mean and longest total, largest memory, and energy where machines told; shared outputs count with the time they took."""
+    energy_known = any("energy_joules" in row["result"] for row in rows)
     stages = list(dict.fromkeys(stage["stage"] for row in rows for stage in row["result"].get("stages", [])))
     lines = []
     for n, key, results in groups(suite, rows):
@@ -182,7 +183,10 @@ def time_table(suite: Suite, rows: list[dict]) -> str:
         cells = [f"{np.mean(seconds):.0f}" if seconds else "-" for seconds in per_stage]
         memory = max(result["peak_memory_mb"] for result in timed) / 1024
         lines.append([n, key, *cells, f"{np.mean(totals):.0f} / {max(totals):.0f}", f"{memory:.1f}", f"{np.mean(loads):.1f}"])
-    header = ["views", "variant", *(f"{stage} (s)" for stage in stages), "total mean / longest (s)", "peak memory (GB)", "load before"]
+        if energy_known:
+            joules = [result["energy_joules"] for result in timed if "energy_joules" in result]
+            lines[-1].append(f"{np.mean(joules) / 1000:.1f}" if joules else "-")
+    header = ["views", "variant", *(f"{stage} (s)" for stage in stages), "total mean / longest (s)", "peak memory (GB)", "load before"] + ["energy (kJ)"] * energy_known
     return markdown_table(header, lines)
 
 
