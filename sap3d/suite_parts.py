@@ -13,7 +13,7 @@ from sap3d.results import markdown_table
 from sap3d.scene import read_json
 from sap3d.suite import ROWS
 
-PRIOR, STAGE_1, AUTOENCODERS = "prior_*.csv", "relposepp_*.json", "autoencoders.json"  # the first two: a file a dataset type
+PRIOR, STAGE_1, AUTOENCODERS, RECOVERY = "prior_*.csv", "relposepp_*.json", "autoencoders.json", "recovery.json"  # the first two: a file a dataset type
 _FIGURES = (("psnr", 2), ("ssim", 3), ("lpips", 3))
 _SHARES = ("under_5", "under_10", "under_15", "under_30")
 
@@ -42,6 +42,13 @@ def parts_sections(folder: Path | None = None) -> list[str]:
             "## Stage 1 by itself\n\n"
             "Relative rotations of the first photos, over pairs: `python -m relposepp.evaluate --type TYPE --views 2 3 4 5 --out docs/results_rows/relposepp_TYPE.json`, default effort (`--scenes 20` for CORPUS_test, "
             f"furniture for the most part). Best kept hypothesis: the mean over objects of the least median error among the alternatives that stage 1 keeps. Rows: {_links(found)}.\n\n{stage_1_table(found)}\n"
+        )
+    if (rows := folder / RECOVERY).is_file():
+        sections.append(
+            "## Recovery by re-rendering\n\n"
+            "Views that the others contradict, looked for anew (`python -m camerabooth.recovery`, which the pipeline does without): `python -m benchmarks.recovery --type TYPE --views 3 4 5 --rows "
+            "docs/results_rows/recovery.json`. stage_1: from the cameras of stage 1; one_wrong: from the true cameras, one of them turned away by 60 to 300 degrees. Errors of an object: mean over its pairs of photos. "
+            f"Rows: {_links([rows])}.\n\n{recovery_table(rows)}\n"
         )
     return sections
 
@@ -88,6 +95,23 @@ def stage_1_table(files: Sequence[Path]) -> str:
             lines.append([_type(path), views, str(len(found["scenes"])), f"{figures['mean_deg']:.1f} / {figures['median_deg']:.2f}", shares, f"{figures['best_of_hypotheses_deg']:.1f}",
                           f"{figures['elevation_error_deg']:.1f}", f"{figures['centre_error']:.3f}", f"{figures['seconds']:.0f}"])  # fmt: skip
     header = ["type", "photos", "objects", "rotation, mean / median (deg)", "% of pairs under 5 / 10 / 15 / 30 deg", "best kept hypothesis (deg)", "elevation (deg)", "centre (object lengths)", "seconds"]
+    return markdown_table(header, lines)
+
+
+def recovery_table(path: Path) -> str:
+    """The rows of ``benchmarks.recovery`` in Markdown, a line a dataset type, start and number of photos."""
+    groups: dict[tuple[str, str, int], list[dict]] = {}
+    for row in read_json(path):
+        groups.setdefault((row["type"], row["start"], row["views"]), []).append(row)
+    lines = []
+    for (type_, start, views), rows in groups.items():
+        before, after = ([row[key] for row in rows] for key in ("before_deg", "after_deg"))
+        moved = [row for row in rows if any(move["kept"] for move in row["moves"])]
+        better = sum(row["after_deg"] < row["before_deg"] for row in moved)
+        shares = " -> ".join(f"{100 * sum(error < 15 for error in errors) / len(rows):.0f}" for errors in (before, after))
+        lines.append([type_, start, str(views), str(len(rows)), " -> ".join(f"{sum(errors) / len(rows):.1f}" for errors in (before, after)), shares,
+                      f"{better} / {len(moved) - better}", f"{sum(row['seconds'] for row in rows) / len(rows):.0f}"])  # fmt: skip
+    header = ["type", "start", "photos", "objects", "mean error (deg)", "% of objects under 15 deg", "objects with a move: nearer / farther", "seconds"]
     return markdown_table(header, lines)
 
 

@@ -19,3 +19,13 @@ def test_sections_of_the_parts_that_have_rows(tmp_path):
     assert suite_parts.parts_sections(tmp_path)[0] == prior
     stage_1 = suite_parts.parts_sections(tmp_path)[1]
     assert "| TINY | 2 | 3 | 19.3 / 8.14 | 44 / 56 / 75 / 88 | 12.9 | 3.5 | 0.224 | 6 |" in stage_1 and "[relposepp_TINY.json](results_rows/relposepp_TINY.json)" in stage_1
+
+
+def test_the_table_of_recoveries(tmp_path):
+    def row(name, before, after, kept):
+        return {"type": "TINY", "start": "one_wrong", "views": 3, "object": name, "before_deg": before, "after_deg": after, "seconds": 10.0, "moves": [{"kept": kept}]}
+
+    rows = [row("a", 60.0, 2.0, True), row("b", 4.0, 40.0, True), row("c", 80.0, 80.0, False)]
+    (tmp_path / "recovery.json").write_text(json.dumps(rows))
+    (section,) = suite_parts.parts_sections(tmp_path)
+    assert "| TINY | one_wrong | 3 | 3 | 48.0 -> 40.7 | 33 -> 33 | 1 / 1 | 10 |" in section
