@@ -20,7 +20,7 @@ import numpy as np
 
 from relposepp.config import RelPoseConfig
 from relposepp.rotations import look_at_rotation
-from sap3d.cameras import RADIUS, rotation_angle_deg
+from sap3d.cameras import FOV_RAD, RADIUS, rotation_angle_deg
 from sap3d.config import load_config, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.scene import Scene, atomic_path, root_dir, write_json
@@ -113,6 +113,8 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
     errors, seconds, table, radius_errors, elevation_errors, centres = [], [], {}, [], [], []
     for name, photos, truth, true_radius, fov in scenes:
         begin = time.monotonic()
+        if config.aim == "free" and fov is None:
+            fov = [FOV_RAD] * len(photos)
         found = estimate(photos, network, config, device, fov if config.aim != "exact" else None)
         seconds.append(time.monotonic() - begin)
         error = pair_errors_deg(found.hypotheses[0].rotations(), truth)

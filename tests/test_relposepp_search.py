@@ -9,9 +9,9 @@ from relposepp import estimate
 from relposepp import rotations as rot
 from relposepp.config import RelPoseConfig
 from relposepp.estimate import finish, from_above_first, propose
-from relposepp.evaluate import Candidates
+from relposepp.evaluate import Candidates, measure
 from relposepp.inference import Grid, Hypothesis, Tables, coordinate_ascent, search_look_at, search_so3
-from sap3d.cameras import rotation_angle_deg
+from sap3d.cameras import FOV_RAD, rotation_angle_deg
 from sap3d.errors import InputError
 from tests.relposepp_spheres import TrueScores
 
@@ -131,3 +131,17 @@ def test_the_choice_of_the_stage_asks_where_photos_were_taken_from(monkeypatch):
     scores = TrueScores(known[1].rotations())
     found = estimate.choose(scores, np.full(2, 1.5), [], RelPoseConfig(symmetry=False))
     assert found.cameras[0].elevation_deg == pytest.approx(1) and found.hypotheses[1].score < known[0].score
+
+
+@pytest.mark.parametrize(("aim", "given", "expected"), [("auto", None, None), ("free", None, [FOV_RAD] * 2), ("free", [0.5, 0.6], [0.5, 0.6]), ("exact", [0.5, 0.6], None)])
+def test_measuring_the_stage_takes_aims_as_the_stage_does(monkeypatch, aim, given, expected):
+    pose, seen = Hypothesis(np.zeros(2), np.array([0.0, 1.5]), 0.0, np.full(2, 1.5)), []
+
+    def estimated(photos, network, config, device, fov):
+        seen.append(fov)
+        cameras = rot.cameras_from_angles(pose.elevation_rad, pose.azimuth_rad, pose.radius, [FOV_RAD] * 2)
+        return SimpleNamespace(hypotheses=[pose], radius=pose.radius, cameras=cameras)
+
+    monkeypatch.setattr(estimate, "estimate", estimated)
+    figures, _ = measure([("thing", [None, None], pose.rotations(), pose.radius, given)], None, RelPoseConfig(aim=aim), "cpu")
+    assert seen == [expected] and figures["mean_deg"] < 1e-6
