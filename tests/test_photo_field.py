@@ -6,9 +6,10 @@ import torch
 from recon_scenes import sphere_image
 
 from camerabooth.config import BoothConfig
-from camerabooth.nvs import novel_views, photo_field
-from camerabooth.photo_field import SHARE, PhotoField
-from sap3d.cameras import Camera
+from camerabooth.nvs import first_guesses, novel_views, photo_field
+from camerabooth.photo_field import GUESSED_SHARE, SHARE, PhotoField
+from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.field.views import render_view
 from sap3d.images import composite_white
 from sap3d.scene import write_cameras
 from sap3d.zero123 import tiny_random_model
@@ -64,12 +65,45 @@ def test_other_sizes_and_reproducibility(five):
     assert torch.equal(guesses[0], guesses[1]) and not torch.equal(guesses[0], guesses[2])
 
 
-@pytest.mark.parametrize("count, changes, planes, expected", ((3, {}, 4, True), (2, {}, 4, False), (3, {"field_steps": 0}, 4, False), (3, {"condition_strategy": "near"}, 4, False), (3, {}, 0, False)))
+@pytest.mark.parametrize("count, changes, planes, expected", ((3, {}, 4, True), (2, {}, 4, True), (1, {}, 4, False), (3, {"field_steps": 0}, 4, False), (3, {"condition_strategy": "near"}, 4, False), (3, {}, 0, False)))
 def test_when_there_is_a_field(tmp_path, count, changes, planes, expected):
     photos, cameras = first(count)
     write_cameras(tmp_path / "cameras.yaml", cameras)
     config = BoothConfig(**{"field_steps": 2} | changes)
     assert (photo_field(tiny_random_model(0, multiplane=planes), photos, tmp_path / "cameras.yaml", config) is not None) is expected
+
+
+@pytest.mark.parametrize("count, expected", ((2, 42), (3, 42), (4, 0)))
+def test_few_photos_need_the_models_guesses(tmp_path, count, expected):
+    photos, cameras = first(count)
+    write_cameras(tmp_path / "cameras.yaml", cameras)
+    model, config = tiny_random_model(0, multiplane=4), BoothConfig(field_steps=1)
+    fit = photo_field(model, photos, tmp_path / "cameras.yaml", config).fit
+    assert (len(fit.novel_cameras.names) if expected else fit.novel_cameras or 0) == expected
+
+
+def test_guesses_are_those_that_novel_views_begin_with(tmp_path):
+    model, (photos, cameras) = tiny_random_model(0, multiplane=4), first(2)
+    model.correction_gain.zero_()
+    config = BoothConfig(precision="fp32", output_size=model.image_size, nvs_batch_size=5)
+    guesses = first_guesses(model, photos, cameras, config)
+    targets = {name: protocol_test_cameras()[name] for name in list(guesses)[3:9]}
+    views = novel_views(model, photos_over_white(photos), cameras, targets, config)
+    assert list(guesses) == list(protocol_test_cameras())[::2] and max(np.abs(views[n] - guesses[n]).max() for n in targets) < 0.02
+
+
+def test_guesses_fill_in_what_two_photos_do_not_show():
+    """Where no photo sees, the field looks as the guesses do; where one does, as the photo."""
+    photos, cameras = first(2)
+    green = {name: np.broadcast_to(np.float32([0.1, 0.9, 0.1]), (16, 16, 3)) for name in list(protocol_test_cameras())[::2]}
+    behind = Camera.from_degrees(0, 220)
+    fields = [PhotoField.of(photos, cameras, None, 80, guesses=guesses) for guesses in (None, green)]
+    assert [field.share for field in fields] == [SHARE, GUESSED_SHARE] and fields[1].view(behind)[1].min() >= GUESSED_SHARE
+    without, with_guesses = (field.fit for field in fields)
+    middle = lambda fit, camera: render_view(fit.field, fit.occupancy, camera, 32).colour[12:20, 12:20].mean((0, 1))  # noqa: E731
+    greener = middle(with_guesses, behind) - middle(without, behind)
+    assert greener[1] - greener[0] > 0.2
+    assert (middle(with_guesses, cameras["000"]) - middle(without, cameras["000"])).abs().max() < 0.08
 
 
 def test_mirrored_photos_count_where_there_is_a_plane(tmp_path):

@@ -9,17 +9,16 @@ from typing import Mapping
 import numpy as np
 import torch
 
-from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.cameras import Camera
 from sap3d.field.fit import PhotoFit
-from sap3d.field.photos import CameraTable, camera_rays, pixel_bank
+from sap3d.field.photos import camera_rays
 from sap3d.field.rendering import render
-from sap3d.field.seeing import prior_weight
 from sap3d.interrupt import finish_step_first
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
 
 from .config import ReconConfig
-from .prior import Guidance, Likeness, backward_in_tiles, charbonnier
+from .prior import Guidance, Likeness, backward_in_tiles
 
 
 class Reconstruction(PhotoFit):
@@ -31,16 +30,10 @@ class Reconstruction(PhotoFit):
 
     def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config: ReconConfig, novel_views=None, model=None, device="cpu",
                  mirror_plane: float | None = None):  # fmt: skip
-        super().__init__(photos, cameras, config, device, mirror_plane)
+        super().__init__(photos, cameras, config, device, mirror_plane, novel_views)
         self.seconds, self.history = 0.0, []
-        self.novel = self.novel_cameras = self.likeness = None
-        if novel_views:
-            protocol = protocol_test_cameras()
-            self.novel_cameras = CameraTable({name: protocol[name] for name in novel_views}).to(device)
-            opaque = [np.concatenate([image, np.ones_like(image[..., :1])], -1) for image in novel_views.values()]
-            self.novel_all = pixel_bank(opaque, config.warm_start_size).to(device)
-            large_enough = min(image.shape[0] for image in novel_views.values()) >= Likeness.SMALLEST
-            self.likeness = Likeness(novel_views, config.likeness_size, device) if config.likeness_weight > 0 and large_enough else None
+        large_enough = novel_views and min(image.shape[0] for image in novel_views.values()) >= Likeness.SMALLEST
+        self.likeness = Likeness(novel_views, config.likeness_size, device) if config.likeness_weight > 0 and large_enough else None
         self.guidance = Guidance(model, *self.given, config) if model is not None else None
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -72,12 +65,6 @@ class Reconstruction(PhotoFit):
         if checkpoint is not None:
             self.save(checkpoint, fingerprint)
 
-    def losses(self, share: float) -> dict[str, torch.Tensor]:
-        found = super().losses(share)
-        if self.novel is not None:
-            found["warm"] = self._warm_start_loss(share)
-        return found
-
     def add_gradients(self, share: float) -> dict[str, torch.Tensor]:
         config, found = self.config, {}
         if self.guidance is not None and share >= config.sds_start and self.step % config.sds_every == 0:
@@ -86,26 +73,12 @@ class Reconstruction(PhotoFit):
             found["like"] = self._resemble()
         return found
 
-    def _enter(self, level: int, grow: bool) -> None:
-        super()._enter(level, grow)
-        if self.novel_cameras is not None:
-            self.novel = self._in_reach(self.novel_all, self.novel_cameras)
-
     @property
     def prior_share(self) -> float:
         """Factor on likeness and score distillation: 1 with one or two photos, falling with more."""
         return max(1.0, len(self.images) / 2) ** -self.config.prior_exponent
 
     # --- what the diffusion model says -----------------------------------------------------------------------------
-    def _warm_start_loss(self, share: float) -> torch.Tensor:
-        config = self.config
-        pixels = self._draw(self.novel, config.warm_start_rays)
-        origins, directions = self.novel_cameras.rays(pixels.local, pixels.view)
-        seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
-        trust = self._prior_weight(seen, origins, directions)
-        weight = config.warm_start_weight / len(self.images) ** config.prior_exponent * (1 + (config.warm_start_final - 1) * share)
-        return weight * (trust[:, None] * charbonnier(seen.colour - pixels.colour)).mean()
-
     def _distil(self, progress: float) -> torch.Tensor:
         """Add the gradient of score distillation; returns the size of the image gradients, for the log."""
         config, guidance = self.config, self.guidance
@@ -140,11 +113,6 @@ class Reconstruction(PhotoFit):
             colour[rows] = seen.colour
             trust[rows] = self._prior_weight(seen, origins[rows], directions[rows])
         return colour, trust
-
-    def _prior_weight(self, seen, origins, directions) -> torch.Tensor:
-        if not self.config.photos:
-            return torch.ones(len(origins), device=self.device)
-        return prior_weight(seen, origins, directions, self.occupancy, self.seeing, self.config.prior_where_seen)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
     def save(self, path: Path, fingerprint: str = "") -> None:

@@ -16,11 +16,6 @@ from sap3d.zero123.photos import photos_over_white
 from sap3d.zero123.sampler import condition_probabilities, resolve_strategy
 
 
-def charbonnier(difference: torch.Tensor, scale: float = 0.1) -> torch.Tensor:
-    """Quadratic for differences far below ``scale`` and linear far above it; same shape."""
-    return scale * (torch.sqrt((difference / scale).square() + 1) - 1)
-
-
 class Guidance:
     """Score distillation (DreamFusion, arXiv 2209.14988) from a Zero-1-to-3 model conditioned on the photos.
 

@@ -1,6 +1,6 @@
-"""A radiance field fitted to photos with known cameras: levels of growing grids, losses of photos and mirrored photos, regularisers.
+"""A radiance field fitted to photos with known cameras: levels of growing grids, losses of photos, mirrored photos and novel views, regularisers.
 
-Stage 3 adds what the diffusion model says (3D_Recon/threestudio/optimise.py); stage 2 fits one to guide its novel views (camerabooth/photo_field.py).
+Stage 3 adds score distillation and likeness (3D_Recon/threestudio/optimise.py); stage 2 fits one to guide its novel views (camerabooth/photo_field.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sap3d.cameras import RADIUS, Camera
+from sap3d.cameras import RADIUS, Camera, protocol_test_cameras
 from sap3d.field.fields import FIELDS
 from sap3d.field.photos import CameraTable, PixelBank, Silhouettes, hull_bounds, pixel_bank
 from sap3d.field.regularisers import distortion, opacity_entropy
@@ -50,6 +50,12 @@ class FitSettings:
     camera_rate: float = 1e-3
     mirror_weight: float = 1.0
     mirror_where_seen: float = 0.01
+    prior_exponent: float = 3.0
+    warm_start_weight: float = 0.8
+    warm_start_final: float = 0.0
+    warm_start_size: int = 64
+    warm_start_rays: int = 768
+    prior_where_seen: float = 0.1
     density_variation: float = 2e-7
     colour_variation: float = 1e-6
     variation_where_seen: float = 0.1
@@ -63,10 +69,12 @@ class PhotoFit:
     """One object whose field is being fitted to its photos.
 
     photos: RGBA (S, S, 4) by view name; cameras: of the same names; config: ``FitSettings`` or anything that has all of its fields;
-    mirror_plane: azimuth of the object's mirror plane, radians, or None.
+    mirror_plane: azimuth of the object's mirror plane, radians, or None. novel_views: RGB (S, S, 3) over white of the protocol's test cameras, by their
+    names, which count where no photo sees and fade over the steps; or None.
     """
 
-    def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config, device="cpu", mirror_plane: float | None = None):
+    def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config, device="cpu", mirror_plane: float | None = None,
+                 novel_views: Mapping[str, np.ndarray] | None = None):  # fmt: skip
         self.config, self.device = config, device
         self.images = list(photos.values())
         table = CameraTable({name: cameras[name] for name in photos})
@@ -96,6 +104,12 @@ class PhotoFit:
         self.seeing = torch.zeros(allowed.shape, device=device)
         self.generator = torch.Generator()
         self.step, self.level = 0, -1
+        self.novel = self.novel_cameras = None
+        if novel_views:
+            protocol = protocol_test_cameras()
+            self.novel_cameras = CameraTable({name: protocol[name] for name in novel_views}).to(device)
+            opaque = [np.concatenate([image, np.ones_like(image[..., :1])], -1) for image in novel_views.values()]
+            self.novel_all = pixel_bank(opaque, config.warm_start_size).to(device)
 
     def photo_sources(self) -> list[tuple[dict[str, np.ndarray], dict[str, Camera]]]:
         """The photos with their present cameras, then the mirrored ones, if any: what gives colours to the surface, in that order."""
@@ -139,6 +153,8 @@ class PhotoFit:
             found.update(self._free_losses())
         if self.mirrored is not None:
             found["mirror"] = self._mirror_loss()
+        if self.novel is not None:
+            found["warm"] = self._warm_start_loss(share)
         return found
 
     def add_gradients(self, share: float) -> dict[str, torch.Tensor]:
@@ -166,6 +182,8 @@ class PhotoFit:
         self.photo_pixels = self._in_reach(pixel_bank(self.images, config.photo_sizes[level]).to(self.device), self.start_cameras)
         if self.mirrored_cameras is not None:
             self.mirrored = self._in_reach(pixel_bank(self.mirrored_images, config.photo_sizes[level]).to(self.device), self.mirrored_cameras)
+        if self.novel_cameras is not None:
+            self.novel = self._in_reach(self.novel_all, self.novel_cameras)
 
     @torch.no_grad()
     def _in_reach(self, bank: PixelBank, cameras: CameraTable) -> PixelBank:
@@ -207,6 +225,21 @@ class PhotoFit:
         opacity = (seen.opacity - pixels.alpha).square()
         return config.mirror_weight * (trust * (colour + config.mask_weight * opacity)).mean()
 
+    def _warm_start_loss(self, share: float) -> torch.Tensor:
+        """A robust loss of the novel views' colours, which fades; share: of the steps that are done."""
+        config = self.config
+        pixels = self._draw(self.novel, config.warm_start_rays)
+        origins, directions = self.novel_cameras.rays(pixels.local, pixels.view)
+        seen = render(self.field, self.occupancy, origins, directions, generator=self.generator)
+        trust = self._prior_weight(seen, origins, directions)
+        weight = config.warm_start_weight / len(self.images) ** config.prior_exponent * (1 + (config.warm_start_final - 1) * share)
+        return weight * (trust[:, None] * charbonnier(seen.colour - pixels.colour)).mean()
+
+    def _prior_weight(self, seen, origins, directions) -> torch.Tensor:
+        if not self.config.photos:
+            return torch.ones(len(origins), device=self.device)
+        return prior_weight(seen, origins, directions, self.occupancy, self.seeing, self.config.prior_where_seen)
+
     def _free_losses(self) -> dict[str, torch.Tensor]:
         """Regularisers on rays that no photo has, from all around to points in the box: they show the fog that photos do not."""
         config = self.config
@@ -222,3 +255,8 @@ class PhotoFit:
             "free dist": config.free_distortion * distortion(seen, config.free_rays),
             "free entropy": config.free_entropy * opacity_entropy(seen.opacity),
         }
+
+
+def charbonnier(difference: torch.Tensor, scale: float = 0.1) -> torch.Tensor:
+    """Quadratic for differences far below ``scale`` and linear far above it; same shape."""
+    return scale * (torch.sqrt((difference / scale).square() + 1) - 1)
