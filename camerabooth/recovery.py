@@ -48,7 +48,7 @@ class RecoveryConfig:
     refine_steps: int = 30  # steps of the refinement
     apart_deg: float = 15.0  # a place nearer to the present one is no recovery
     contradiction: float = 1.25  # errors at the present place over those at the best one: above it the others contradict the view
-    gain: float = 0.98  # a move stays if the error of a field of all photos falls to this share or less
+    gain: float = 0.9  # a move stays if the error of a field of all photos falls to this share or less
     moves: int = 3  # at most
     seed: int = 0
 
