@@ -44,7 +44,7 @@ class BoothConfig:
     # The photos that condition a step: all of them at once, or one: near (nearer is likelier), nearest, random or first.
     condition_strategy: str = "auto"  # auto takes all where the model has a plane sweep, else near
     symmetry: bool = True  # mirrored photos condition too, where stage 1 has found a mirror plane (sap3d/symmetry.py)
-    field_steps: int = 200  # of a radiance field fitted to the photos, which guides the novel views from three photos on (photo_field.py); 0: none
+    field_steps: int = 200  # of a radiance field fitted to the photos, which guides the novel views from two photos on (photo_field.py); 0: none
     nvs_batch_size: int = 12  # views denoised together
     output_size: int = 256  # pixels of the stored views (bicubic from the model's own size)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import functools
+import importlib
 import os
 import shutil
 import subprocess
@@ -37,6 +38,7 @@ from sap3d.results import FIGURE, load_results, summary_lines
 from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, fingerprint, read_json, root_dir, write_cameras, write_json
 
 STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
+CONFIGS = (("relposepp.config", "RelPoseConfig"), ("camerabooth.config", "BoothConfig"), ("3D_Recon.threestudio.config", "ReconConfig"))
 SUITES = REPOSITORY / "docs" / "suites"
 ROWS = REPOSITORY / "docs" / "results_rows"
 
@@ -256,11 +258,14 @@ def definition(variant: Variant) -> dict:
 
 @functools.lru_cache(maxsize=1)
 def made_by() -> str:
-    """Hash of the stages' default settings (their config.py files) and of the bundled weights: another one makes rows out of date."""
-    files = [REPOSITORY / module.rpartition(".")[0].replace(".", "/") / "config.py" for module in STAGES.values()]
+    """Hash of the stages' default settings, the quick ones too, and of the bundled weights: another one makes rows out of date."""
+    settings, files = {}, []
+    for module, name in CONFIGS:
+        config = getattr(importlib.import_module(module), name)
+        settings[name] = [as_dict(config()), list(config.QUICK)]
     for folder in (BUNDLED_ZERO123, REPOSITORY / "relposepp" / "weights"):
         files += sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    return fingerprint({}, {path.relative_to(REPOSITORY).as_posix(): path for path in files})[:12]
+    return fingerprint(settings, {path.relative_to(REPOSITORY).as_posix(): path for path in files})[:12]
 
 
 def commit() -> str:

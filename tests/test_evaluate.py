@@ -326,6 +326,19 @@ def test_new_weights_or_defaults_make_rows_out_of_date(small_suite, capsys, monk
     assert "measured already" not in capsys.readouterr().out and rows["full", "car", 2]["made_by"] == "others"
 
 
+def test_rows_are_of_default_settings_and_weights(monkeypatch):
+    from camerabooth.config import BoothConfig
+
+    version = suite.made_by.__wrapped__
+    before = version()
+    assert version() == before and len(before) == 12
+    monkeypatch.setattr(BoothConfig, "QUICK", ("steps=7",))
+    quick = version()
+    monkeypatch.undo()
+    monkeypatch.setattr(BoothConfig.__init__, "__defaults__", (*BoothConfig.__init__.__defaults__[:-1], 128))
+    assert len({before, quick, version()}) == 3
+
+
 def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
     failures, rows = run_small()
     assert not failures and list(rows) == [("full", "car", 2), ("sharp", "car", 2), ("oracle", "car", 2)]
