@@ -1,4 +1,4 @@
-"""Parts of the pipeline measured by themselves, for docs/results.md: the bundled prior with true cameras, and stage 1 alone."""
+"""Parts of the pipeline measured by themselves, for docs/results.md: the bundled prior with true cameras, its autoencoders, stage 1 alone, and recovery."""
 
 from __future__ import annotations
 
