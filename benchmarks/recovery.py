@@ -15,9 +15,10 @@ from typing import Mapping
 
 import numpy as np
 
-from camerabooth.recovery import RecoveryConfig, from_first, recover
+from camerabooth.recovery import RecoveryConfig, recover
 from relposepp.evaluate import pair_errors_deg, typed_scenes
-from sap3d.cameras import Camera
+from relposepp.rotations import cameras_from_angles
+from sap3d.cameras import FOV_RAD, Camera, azimuths_from_first
 from sap3d.errors import ArgumentParser, cli
 from sap3d.scene import read_json, root_dir, write_json
 
@@ -28,7 +29,8 @@ ELEVATION_DEG = (-15.0, 60.0)  # where a camera that is turned away may end
 def true_cameras(rotations: np.ndarray, radius: np.ndarray) -> dict[str, Camera]:
     """Cameras by number from rotations (N, 3, 3), camera from world, of cameras that look at the origin, and their distances (N,)."""
     backward = rotations[:, 2]
-    return from_first({f"{k:03d}": Camera(float(np.arccos(b[2])), float(np.arctan2(b[1], b[0])), float(r)) for k, (b, r) in enumerate(zip(backward, radius))})
+    cameras = cameras_from_angles(np.arcsin(backward[:, 2]), np.arctan2(backward[:, 1], backward[:, 0]), radius, [FOV_RAD] * len(radius))
+    return azimuths_from_first({f"{k:03d}": camera for k, camera in enumerate(cameras)})
 
 
 def one_wrong(cameras: Mapping[str, Camera], name: str) -> dict[str, Camera]:
@@ -37,7 +39,7 @@ def one_wrong(cameras: Mapping[str, Camera], name: str) -> dict[str, Camera]:
     view = list(cameras)[rng.integers(len(cameras))]
     elevation = np.clip(cameras[view].elevation_deg + rng.uniform(-20, 20), *ELEVATION_DEG)
     turned = replace(cameras[view], polar_rad=float(np.deg2rad(90 - elevation)), azimuth_rad=cameras[view].azimuth_rad + float(np.deg2rad(rng.uniform(60, 300))))
-    return from_first({**cameras, view: turned})
+    return azimuths_from_first({**cameras, view: turned})
 
 
 def error_deg(cameras: Mapping[str, Camera], rotations: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from camerabooth.config import BoothConfig
 from camerabooth.photo_field import GUESSED_VIEWS, LEAST_VIEWS, PhotoField
 from camerabooth.training import compute_context
-from sap3d.cameras import Camera, pose_condition, protocol_test_cameras
+from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.config import resolve_device
 from sap3d.images import resize
 from sap3d.progress import Progress
@@ -21,7 +21,7 @@ from sap3d.symmetry import mirrored_views
 from sap3d.zero123 import Zero123, load_personal, load_zero123
 from sap3d.zero123.memory import DTYPES, check_card, prepare
 from sap3d.zero123.photos import photos_over_white
-from sap3d.zero123.sampler import resolve_strategy, sample_views
+from sap3d.zero123.sampler import guess_views, resolve_strategy, sample_views
 
 
 def personal_model(scene: Scene, config: BoothConfig) -> Zero123:
@@ -46,23 +46,18 @@ def photo_field(model: Zero123, photos: Mapping[str, np.ndarray], camera_file: P
     if len(photos) < LEAST_VIEWS or not config.field_steps or model.multiplane is None or resolve_strategy(config.condition_strategy, model) != "all":
         return None
     plane = read_mirror_plane(camera_file) if config.symmetry else None
-    guesses = first_guesses(model, *conditions(photos, camera_file, config), config) if len(photos) <= GUESSED_VIEWS else None
+    guesses = first_guesses(model, *conditions(photos, camera_file, config)) if len(photos) <= GUESSED_VIEWS else None
     return PhotoField.of(photos, read_cameras(camera_file), plane, config.field_steps, config.seed, model.device, guesses)
 
 
 @torch.no_grad()
-def first_guesses(model: Zero123, images: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config: BoothConfig) -> dict[str, np.ndarray]:
+def first_guesses(model: Zero123, images: Mapping[str, np.ndarray], cameras: Mapping[str, Camera]) -> dict[str, np.ndarray]:
     """What the model guesses, before diffusion, of every other test camera of the protocol: float32 (S, S, 3) at its own size, by name."""
     photos = photos_over_white(images).to(model.device)
     features = model.encode_condition(photos[:, :3], photos[:, 3:]).small
     targets = dict(list(protocol_test_cameras().items())[::2])
-    every, found = torch.arange(len(images), device=model.device), {}
-    for start in range(0, len(targets), config.nvs_batch_size):
-        names = list(targets)[start : start + config.nvs_batch_size]
-        poses = np.stack([[pose_condition(targets[name], camera) for camera in cameras.values()] for name in names])
-        guesses = model.first_guess(features[every.expand(len(names), -1)], torch.from_numpy(poses).float().to(model.device))
-        found |= dict(zip(names, guesses.float().cpu().permute(0, 2, 3, 1).numpy()))
-    return found
+    guesses = guess_views(model, features, list(cameras.values()), list(targets.values()))
+    return dict(zip(targets, guesses.float().cpu().permute(0, 2, 3, 1).numpy()))
 
 
 def novel_views(

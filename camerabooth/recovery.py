@@ -20,16 +20,16 @@ from typing import Mapping
 import numpy as np
 import torch
 
-from sap3d.cameras import Camera, rotation_angle_deg
+from sap3d.cameras import Camera, azimuths_from_first, rotation_angle_deg
 from sap3d.config import load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.field.fit import FitSettings, PhotoFit
 from sap3d.field.photos import CameraTable, PixelBank, pixel_bank
 from sap3d.field.rendering import render
 from sap3d.field.views import render_view
-from sap3d.images import load_input_views
+from sap3d.images import load_input_views, turn_photos
 from sap3d.progress import Progress
-from sap3d.scene import Scene, read_cameras, read_turns, write_cameras
+from sap3d.scene import Scene, read_cameras, write_cameras
 
 LEAST_VIEWS = 3  # two photos left to make a shape of
 MASK_WEIGHT = 0.3  # of the opacity's squared error beside the colour's, as in stage 3
@@ -89,7 +89,7 @@ def recover(photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], con
         placements = {name: place(name, photos, found.cameras, config) for name in photos}
         contradicted = [n for n in placements if placements[n].contradiction > config.contradiction and n not in tried]
         for name in sorted(contradicted, key=lambda n: -placements[n].contradiction):
-            choices = [from_first({**found.cameras, name: camera}) for camera in placements[name].cameras[: config.tried]]
+            choices = [azimuths_from_first({**found.cameras, name: camera}) for camera in placements[name].cameras[: config.tried]]
             errors = [whole_error(photos, choice, config) for choice in choices]
             best = int(np.argmin(errors))
             kept = errors[best] <= config.gain * error
@@ -103,12 +103,6 @@ def recover(photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], con
             break
     found.seconds = time.monotonic() - start
     return found
-
-
-def from_first(cameras: Mapping[str, Camera]) -> dict[str, Camera]:
-    """The cameras with azimuths counted from the first."""
-    offset = next(iter(cameras.values())).azimuth_rad
-    return {name: replace(camera.with_azimuth_offset(-offset)) for name, camera in cameras.items()}
 
 
 def fit_field(photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config: RecoveryConfig) -> PhotoFit:
@@ -207,7 +201,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(RecoveryConfig, None, arguments.settings)
     scene = Scene(arguments.type, arguments.object, arguments.views)
-    photos = load_input_views(scene)
+    photos = load_input_views(scene, turned=False)
     if len(photos) < LEAST_VIEWS:
         raise InputError(f"{scene.object}: recovery needs at least {LEAST_VIEWS} photos, got {len(photos)}; with two, neither can contradict the other")
     source = arguments.cameras or scene.initial_cameras
@@ -215,9 +209,10 @@ def main() -> None:
     missing = [name for name in photos if name not in cameras]
     if missing:
         raise InputError(f"{source}: has no camera for view {missing[0]}; give the camera file of these photos")
+    photos, turns = turn_photos(photos, source)
     found = recover(photos, cameras, config)
     out = arguments.out or scene.initial_cameras.with_name(scene.initial_cameras.stem + "_recovered.yaml")
-    write_cameras(out, found.cameras, read_turns(source), recovery=found.moves)
+    write_cameras(out, found.cameras, turns, recovery=found.moves)
     kept = [move for move in found.moves if move["kept"]]
     for move in kept:
         print(f"view {move['view']} moved by {move['rotation_deg']:.1f} degrees: error {move['error'][0]:.5f} -> {move['error'][1]:.5f}")

@@ -15,8 +15,8 @@ from relposepp.config import RelPoseConfig
 from sap3d.cameras import FOV_RAD, Camera
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
-from sap3d.images import fields_of_view, load_input_views, turn_photo
-from sap3d.scene import Scene, completion_record, read_cameras, read_turns, stage_complete, write_cameras
+from sap3d.images import fields_of_view, load_input_views, turn_photos
+from sap3d.scene import Scene, completion_record, read_cameras, stage_complete, write_cameras
 from sap3d.stage import run_stage
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -81,11 +81,10 @@ def _pass_on(scene: Scene, cameras: dict[str, Camera], photos: dict[str, np.ndar
     from relposepp.estimate import accepted_plane
     from relposepp.symmetry import Symmetry
 
-    turns = {name: turn for name, turn in read_turns(Path(config.cameras)).items() if name in photos}
-    images = [turn_photo(photo, turns[name], cameras[name].fov_rad) if name in turns else photo for name, photo in photos.items()]
+    images, turns = turn_photos(photos, Path(config.cameras))
     plane, facts = None, {}
     if config.symmetry and len(images) > 1:
-        plane, facts = accepted_plane(Symmetry(images, [c.fov_rad for c in cameras.values()]), list(cameras.values()))
+        plane, facts = accepted_plane(Symmetry(list(images.values()), [c.fov_rad for c in cameras.values()]), list(cameras.values()))
     write_cameras(scene.initial_cameras, cameras, turns, plane, checks=facts, source=config.cameras)
 
 

@@ -11,6 +11,7 @@ Angles are in radians unless a name ends in ``_deg``. ``polar`` is measured from
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Mapping
 
 import numpy as np
 
@@ -56,6 +57,12 @@ class Camera:
 
     def with_azimuth_offset(self, offset_rad: float) -> Camera:
         return replace(self, azimuth_rad=float(wrap_to_pi(self.azimuth_rad + offset_rad)))
+
+
+def azimuths_from_first(cameras: Mapping[str, Camera]) -> dict[str, Camera]:
+    """The cameras turned together about the up axis so that the first has azimuth 0."""
+    first = next(iter(cameras.values())).azimuth_rad
+    return {name: camera.with_azimuth_offset(-first) for name, camera in cameras.items()}
 
 
 def wrap_to_pi(angle_rad):

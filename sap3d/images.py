@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
@@ -91,11 +91,15 @@ def load_input_views(scene: Scene, turned: bool = True) -> dict[str, np.ndarray]
             if np.array_equal(images[name], images[other]):
                 raise InputError(f"{folder}: {other} and {name} are the same picture; remove one of them")
     if turned and scene.initial_cameras.is_file():
-        cameras = read_cameras(scene.initial_cameras)
-        for name, turn in read_turns(scene.initial_cameras).items():
-            if name in images:
-                images[name] = turn_photo(images[name], turn, cameras[name].fov_rad)
+        images, _ = turn_photos(images, scene.initial_cameras)
     return images
+
+
+def turn_photos(photos: Mapping[str, np.ndarray], camera_file: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Photos as the cameras of a file see them (``turn_photo``), and the turns (3,) of those that it says are turned against them."""
+    cameras = read_cameras(camera_file)
+    turns = {name: turn for name, turn in read_turns(camera_file).items() if name in photos}
+    return {name: turn_photo(photo, turns[name], cameras[name].fov_rad) if name in turns else photo for name, photo in photos.items()}, turns
 
 
 def fields_of_view(scene: Scene, names: list[str]) -> list[float] | None:

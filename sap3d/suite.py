@@ -30,7 +30,7 @@ from typing import Iterable
 
 import numpy as np
 
-from sap3d.cameras import camera_from_pose
+from sap3d.cameras import azimuths_from_first, camera_from_pose
 from sap3d.config import as_dict, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import flat_row, write_csv
@@ -165,9 +165,8 @@ def write_true_cameras(scene: Scene) -> Path:
     if len(paths) < scene.views:
         raise InputError(f"{scene.truth_poses_dir}: {len(paths)} true cameras where {scene.views} are needed")
     cameras = {path.stem: camera_from_pose(np.load(path, allow_pickle=False)) for path in paths}
-    first = next(iter(cameras.values())).azimuth_rad
     path = scene.root / "true_cameras" / scene.type / f"{scene.object}_view_{scene.views}.yaml"
-    write_cameras(path, {name: camera.with_azimuth_offset(-first) for name, camera in cameras.items()}, source="ground truth")
+    write_cameras(path, azimuths_from_first(cameras), source="ground truth")
     return path
 
 

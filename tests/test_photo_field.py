@@ -86,7 +86,7 @@ def test_guesses_are_those_that_novel_views_begin_with(tmp_path):
     model, (photos, cameras) = tiny_random_model(0, multiplane=4), first(2)
     model.correction_gain.zero_()
     config = BoothConfig(precision="fp32", output_size=model.image_size, nvs_batch_size=5)
-    guesses = first_guesses(model, photos, cameras, config)
+    guesses = first_guesses(model, photos, cameras)
     targets = {name: protocol_test_cameras()[name] for name in list(guesses)[3:9]}
     views = novel_views(model, photos_over_white(photos), cameras, targets, config)
     assert list(guesses) == list(protocol_test_cameras())[::2] and max(np.abs(views[n] - guesses[n]).max() for n in targets) < 0.02

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.recovery import add_row, error_deg, one_wrong, true_cameras
 from camerabooth import recovery
-from camerabooth.recovery import LEAST_VIEWS, RecoveryConfig, fit_field, from_first, place, recover, refine, view_error
-from sap3d.cameras import Camera, rotation_angle_deg
+from camerabooth.recovery import LEAST_VIEWS, RecoveryConfig, fit_field, place, recover, refine, view_error
+from sap3d.cameras import Camera, azimuths_from_first, rotation_angle_deg
 from sap3d.errors import InputError
 from sap3d.field.photos import pixel_bank
 from sap3d.scene import Scene, read_cameras, read_json, write_cameras
@@ -30,7 +30,7 @@ def photos():
 
 
 def turned(name: str, azimuth_deg: float) -> dict[str, Camera]:
-    return from_first({**CAMERAS, name: CAMERAS[name].with_azimuth_offset(np.deg2rad(azimuth_deg))})
+    return azimuths_from_first({**CAMERAS, name: CAMERAS[name].with_azimuth_offset(np.deg2rad(azimuth_deg))})
 
 
 def apart(first: Camera, second: Camera) -> float:
@@ -42,7 +42,7 @@ def test_a_view_that_is_turned_away_comes_back(photos, name):
     found = recover(photos, turned(name, 140), SMALL)
     assert [move["view"] for move in found.moves if move["kept"]] == [name] and found.seconds > 0
     assert list(found.cameras) == list(CAMERAS) and abs(found.cameras["000"].azimuth_rad) < 1e-9
-    relative = from_first(found.cameras)
+    relative = azimuths_from_first(found.cameras)
     assert max(apart(relative[n], CAMERAS[n]) for n in CAMERAS) < 10
 
 
@@ -96,8 +96,8 @@ def test_one_true_camera_is_turned_away_and_rows_take_each_others_place(tmp_path
     truth = np.stack([camera.camera_from_world()[:, :3] for camera in CAMERAS.values()])
     cameras = true_cameras(truth, np.full(4, 1.5))
     assert error_deg(cameras, truth) < 1e-3 and max(apart(cameras[n], CAMERAS[n]) for n in CAMERAS) < 1e-3
-    wrong = from_first(one_wrong(cameras, "thing"))
-    assert wrong == from_first(one_wrong(cameras, "thing")) and 20 < error_deg(wrong, truth) < 80
+    wrong = azimuths_from_first(one_wrong(cameras, "thing"))
+    assert wrong == azimuths_from_first(one_wrong(cameras, "thing")) and 20 < error_deg(wrong, truth) < 80
     row = {"type": "T", "start": "one_wrong", "views": 3, "object": "o", "after_deg": 1.0}
     for new in (row, {**row, "views": 4}, {**row, "after_deg": 2.0}):
         add_row(tmp_path / "rows.json", new)

@@ -17,7 +17,6 @@ import torch
 
 from camerabooth.config import BoothConfig
 from camerabooth.nvs import novel_views
-from camerabooth.prior.validate import guess_views
 from camerabooth.training import compute_context
 from sap3d.cameras import Camera, camera_from_pose
 from sap3d.config import load_config
@@ -29,6 +28,7 @@ from sap3d.results import markdown_table
 from sap3d.scene import Scene, root_dir
 from sap3d.zero123 import Zero123, load_zero123
 from sap3d.zero123.photos import photos_over_white
+from sap3d.zero123.sampler import guess_views
 
 SHEET_VIEWS = ("000", "015", "039", "042", "045", "072")
 

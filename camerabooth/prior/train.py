@@ -30,7 +30,7 @@ from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.losses import diffusion_loss, guess_loss, joint_loss
 from camerabooth.prior.shards import ShardedSource
-from camerabooth.prior.validate import guess_views, sample_sheet, validation_loss
+from camerabooth.prior.validate import sample_sheet, validation_loss
 from sap3d.config import load_config
 from sap3d.errors import InputError, cli
 from sap3d.images import save_image
@@ -38,6 +38,7 @@ from sap3d.interrupt import Stop, finish_step_first
 from sap3d.scene import read_json
 from sap3d.tensorboard import EventLog
 from sap3d.zero123 import Zero123, add_multiplane, build_tiny, load_zero123
+from sap3d.zero123.sampler import guess_views
 
 
 class PriorModule(pl.LightningModule):

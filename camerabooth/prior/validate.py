@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import numpy as np
 import torch
 
 from camerabooth.prior.data import over_white, to_device
-from sap3d.cameras import Camera, pose_condition
+from sap3d.cameras import Camera
 from sap3d.images import contact_sheet
-from sap3d.zero123 import ConditionFeatures, Zero123
+from sap3d.zero123 import Zero123
 from sap3d.zero123.sampler import sample_views
 
 
@@ -40,14 +38,6 @@ def sample_sheet(model: Zero123, source, objects: int = 8, targets: int = 6, con
         shown = [images[targets, :3]] + [torch.cat([t, s], dim=1) for t, s in zip(truth, samples)]
         rows.append([_square(x, source.size) for x in shown])
     return contact_sheet(rows, size=2 * source.size), float(np.mean(scores)), float(np.mean(repeats))
-
-
-@torch.no_grad()
-def guess_views(model: Zero123, features: ConditionFeatures, conditions: Sequence[Camera], targets: Sequence[Camera], *_, size: int | None = None) -> torch.Tensor:
-    """The first guess (T, 3, S, S) of views, called as ``sample_views`` is; size: None for the model's."""
-    pose = torch.tensor(np.stack([[pose_condition(t, c) for c in conditions] for t in targets]), dtype=torch.float32)
-    every = torch.arange(len(conditions), device=features.concat.device)
-    return torch.cat([model.first_guess(features[every.expand(len(p), -1)], p, size) for p in pose.to(every.device).split(6)])
 
 
 def _square(image: torch.Tensor, size: int) -> np.ndarray:

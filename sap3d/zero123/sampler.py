@@ -126,3 +126,11 @@ def sample_views(
         if on_batch:
             on_batch(int(index[-1]) + 1)
     return torch.cat(images)
+
+
+@torch.no_grad()
+def guess_views(model: Zero123, features: ConditionFeatures, conditions: Sequence[Camera], targets: Sequence[Camera], *_, size: int | None = None) -> Tensor:
+    """The first guess (T, 3, S, S) of views, called as ``sample_views`` is; size: None for the model's."""
+    pose = torch.tensor(np.stack([[pose_condition(t, c) for c in conditions] for t in targets]), dtype=torch.float32)
+    every = torch.arange(len(conditions), device=features.concat.device)
+    return torch.cat([model.first_guess(features[every.expand(len(p), -1)], p, size) for p in pose.to(every.device).split(6)])
