@@ -79,12 +79,13 @@ def test_the_command_writes_cameras_that_the_pipeline_takes(tmp_path, monkeypatc
     monkeypatch.setenv("ROOT_DIR", str(tmp_path))
     write_scene(tmp_path, list(CAMERAS.values()), size=64)
     scene = Scene("Balls", "balls", 4, tmp_path)
-    write_cameras(scene.initial_cameras, turned("003", 140), {"001": np.array([0.0, 0.0, 0.01])})
+    more = {**turned("003", 140), "009": Camera.from_degrees(0, 10)}  # a camera file may be of more photos
+    write_cameras(scene.initial_cameras, more, {"001": np.array([0.0, 0.0, 0.01]), "009": np.array([0.0, 0.0, 0.02])})
     settings = ["steps=25", "size=20", "refined=3", "tried=1", "refine_steps=20", "moves=1"]
     monkeypatch.setattr("sys.argv", ["recovery", "--type", "Balls", "--object", "balls", "--views", "4", *settings])
     recovery.main()
     found = read_cameras(scene.initial_cameras.with_name("config_balls_view_4_recovered.yaml"))
-    assert apart(found["003"], CAMERAS["003"]) < 10 and "1 of 4 views moved" in capsys.readouterr().out
+    assert list(found) == list(CAMERAS) and apart(found["003"], CAMERAS["003"]) < 10 and "1 of 4 views moved" in capsys.readouterr().out
     for views, message in (("2", "needs at least 3 photos"), ("9", "views were asked for")):
         monkeypatch.setattr("sys.argv", ["recovery", "--type", "Balls", "--object", "balls", "--views", views])
         with pytest.raises(InputError, match=message):
