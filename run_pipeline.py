@@ -83,21 +83,22 @@ def find_objects(type_: str, root: Path, wanted: list[str]) -> list[str]:
 
 
 def check_settings(settings: list[str], preset: str = "") -> None:
-    """Raises InputError for a setting ``stage.key=value`` that its stage does not know or cannot take, and for a preset that cannot be used."""
+    """Raises InputError for settings ``stage.key=value`` that their stage does not know or cannot take together, and for a preset that cannot be used."""
     from sap3d.config import load_config
     from sap3d.errors import InputError
 
-    for module, name in CONFIGS.values() if preset else ():
-        load_config(getattr(importlib.import_module(module), name), preset=preset)
+    given: dict[str, list[str]] = {prefix: [] for prefix in CONFIGS}
     for setting in settings:
         prefix, _, setting_of_stage = setting.partition(".")
         if prefix not in CONFIGS or "=" not in setting:
             raise InputError(f"{setting!r} is not a setting: write {', '.join(f'{name}.key=value' for name in CONFIGS)}")
-        module, name = CONFIGS[prefix]
-        try:
-            load_config(getattr(importlib.import_module(module), name), None, [setting_of_stage])
-        except InputError as error:
-            raise InputError(f"{prefix}.{error}") from None
+        given[prefix].append(setting_of_stage)
+    for prefix, (module, name) in CONFIGS.items():
+        if preset or given[prefix]:
+            try:
+                load_config(getattr(importlib.import_module(module), name), None, given[prefix], preset)
+            except InputError as error:
+                raise InputError(f"{prefix}.{error}" if given[prefix] else str(error)) from None
 
 
 def write_table(type_: str, root: Path) -> str:
@@ -154,7 +155,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def make_jobs(arguments: argparse.Namespace, root: Path) -> list[Job]:
     """A job for every object and number of views, objects in the order of their names."""
-    from sap3d.batch.jobs import Job
+    from sap3d.batch.jobs import DEVICE, Job
 
     options = [*(["--quick"] if arguments.quick else []), *([f"--preset={arguments.preset}"] if arguments.preset else [])]
     for name in ("seed", "from_stage", "only_stage"):
@@ -165,17 +166,19 @@ def make_jobs(arguments: argparse.Namespace, root: Path) -> list[Job]:
     jobs = []
     for index, (name, views) in enumerate(pairs, 1):
         folder = root / "results" / type_ / name / str(views)
-        command = ["sh", str(DRIVER), type_, name, str(views), "GPU", *options, *arguments.settings]
+        command = ["sh", str(DRIVER), type_, name, str(views), DEVICE, *options, *arguments.settings]
         jobs.append(Job(name, views, f"[{index}/{len(pairs)}] {name}, {views} view{'s' * (views > 1)}", command, folder / "pipeline.log", folder / "results.json"))
     return jobs
 
 
 def dry_run(jobs: list[Job]) -> int:
     """Print what each job would do; returns the status of the last that has bad input, else 0."""
+    from sap3d.batch.jobs import DEVICE
+
     status = 0
     for job in jobs:
         print(job.label, flush=True)
-        done = subprocess.run([*("cpu" if part == "GPU" else part for part in job.command), "--dry-run"])
+        done = subprocess.run([*("cpu" if part == DEVICE else part for part in job.command), "--dry-run"])
         status = done.returncode or status
     return status
 

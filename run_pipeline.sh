@@ -23,6 +23,9 @@ main() {
         left=$((left - 1))
         case $argument in
             --seed | --from-stage | --only-stage) shift; left=$((left - 1)) ;;
+            --preset) argument=--preset=$1; shift; left=$((left - 1)); set -- "$@" "$argument" ;;
+            relpose.weights=[!/]* | relpose.cameras=[!/]* | booth.model=[!/]* | recon.model=[!/]* | recon.cameras=[!/]*)
+                set -- "$@" "${argument%%=*}=$PWD/${argument#*=}" ;; # the stages run in the repository's folder
             --seed=* | --from-stage=* | --only-stage=* | --dry-run) ;;
             *) set -- "$@" "$argument" ;;
         esac
@@ -128,7 +131,7 @@ read_arguments() {
             argument=$option=$argument option=
         fi
         case $argument in
-            --seed | --from-stage | --only-stage) option=$argument ;;
+            --seed | --from-stage | --only-stage | --preset) option=$argument ;;
             --seed=*) seed=${argument#*=} ;;
             --from-stage=*) from=${argument#*=} ;;
             --only-stage=*) only=${argument#*=} ;;
@@ -158,14 +161,14 @@ check_settings() { # an unknown setting of a late stage is reported before the f
 
 # --- Python and device -------------------------------------------------------------------------------------------------
 is_new_enough() {
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null
 }
 
 find_python() { # sets $python: the PYTHON given, or that of .venv, made and filled when needed
     if [ -n "${PYTHON:-}" ]; then
         python=$(command -v -- "$PYTHON") || fail "PYTHON=$PYTHON: no such program"
         case $python in /*) ;; *) python=$PWD/$python ;; esac
-        is_new_enough "$python" || fail "PYTHON=$PYTHON is not Python 3.10 or newer"
+        is_new_enough "$python" || fail "PYTHON=$PYTHON is not Python 3.11 or newer"
         missing=$("$python" -c 'import importlib.util as u; print(*[n for n in ("torch", "diffusers", "omegaconf", "embreex", "lpips") if not u.find_spec(n)])')
         [ -z "$missing" ] || fail "PYTHON=$PYTHON lacks $missing; run $PYTHON -m pip install -r $here/requirements.txt, or unset PYTHON"
         return
@@ -179,11 +182,11 @@ find_python() { # sets $python: the PYTHON given, or that of .venv, made and fil
 }
 
 set_up() {
-    for candidate in python3.11 python3.12 python3.13 python3.10 python3 python; do
+    for candidate in python3.11 python3.12 python3.13 python3 python; do
         if command -v "$candidate" > /dev/null && is_new_enough "$candidate"; then break; fi
         candidate=
     done
-    [ -n "$candidate" ] || fail "Python 3.10 or newer is needed and was not found; install one or set PYTHON to it"
+    [ -n "$candidate" ] || fail "Python 3.11 or newer is needed and was not found; install one or set PYTHON to it"
     echo "first use: making $venv and installing requirements.txt (2 GB on a CPU, a few minutes)"
     is_new_enough "$python" || rm -rf "$venv"
     "$candidate" -m venv "$venv" || fail "$candidate cannot make a virtual environment (Debian and Ubuntu: apt install python3-venv), or set PYTHON"
@@ -198,6 +201,10 @@ choose_device() {
         return
     fi
     export CUDA_VISIBLE_DEVICES="$gpu"
+    there=$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null) || there=
+    if [ -n "$there" ] && ! printf '%s\n' "$there" | grep -qx "$gpu"; then
+        fail "GPU $gpu is not among those of this machine ($(echo $there)); give one of them, or cpu"
+    fi
     if ! command -v nvidia-smi > /dev/null || ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         echo "no usable GPU: running on the CPU"
     else
@@ -230,7 +237,7 @@ take_lock() { # descriptor 9 holds the lock (sap3d/lock.py) while this script or
 interrupted() { # the running stage writes a checkpoint and ends; a second signal ends it at once
     caught=$1
     [ -z "$child" ] || kill -TERM "$child" 2> /dev/null || :
-    [ -n "$child" ] || end 130
+    [ -n "$child" ] || { [ "$1" = INT ] && end 130 || end 143; }
 }
 
 end() {

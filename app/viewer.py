@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from sap3d.cameras import Camera
+from sap3d.config import add_scene_arguments
 from sap3d.errors import InputError, cli
 from sap3d.images import composite_white, load_input_views, resize, to_uint8
 from sap3d.scene import REPOSITORY, Scene, read_cameras
@@ -89,9 +90,7 @@ def build(server, scene: Scene) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m app.viewer", description=__doc__.split("\n")[0])
-    parser.add_argument("--type", required=True, help="dataset type")
-    parser.add_argument("--object", required=True, help="object name")
-    parser.add_argument("--views", type=int, required=True, help="number of photos of the run")
+    add_scene_arguments(parser)
     parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1 (default 8080)")
     args = parser.parse_args()
     scene = Scene(args.type, args.object, args.views)

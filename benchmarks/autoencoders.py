@@ -38,8 +38,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camerabooth.prior.data import PairSource
-from camerabooth.prior.evaluate import objects_of, through_autoencoder
+from camerabooth.prior.evaluate import through_autoencoder
 from camerabooth.prior.losses import lpips
+from camerabooth.prior.truth import objects_of
 from dataset.corpus_reader import CorpusReader
 from sap3d.config import resolve_device
 from sap3d.errors import ArgumentParser, InputError, cli
@@ -240,7 +241,7 @@ def train(model: Autoencoder, source: PairSource, options: Options, report=print
 def measure(model: Autoencoder, truth: dict[str, dict[str, np.ndarray]], device: str) -> tuple[dict[str, dict], dict[str, dict[str, np.ndarray]]]:
     """Figures and decoded views of each object; ``truth``: images (S, S, 3) in [0, 1] by object and view."""
     # camerabooth.prior.evaluate's own code, for what stands here in the place of Zero123
-    stand_in = SimpleNamespace(encode_target=model.encode_target, decode=lambda latents: model.decode_target(latents).cpu())
+    stand_in = SimpleNamespace(device=model.here.device, encode_target=model.encode_target, decode=lambda latents: model.decode_target(latents).cpu())
     decoded = {name: through_autoencoder(stand_in, images) for name, images in truth.items()}
     scores = {name: score_images(truth[name], {"": decoded[name]}, device=device)[""].compat() for name in truth}
     return {name: {key: round(value, 5) for key, value in score.items()} for name, score in scores.items()}, decoded

@@ -26,8 +26,11 @@ from typing import TYPE_CHECKING, Sequence
 
 import numpy as np
 
+from camerabooth.prior.config import PriorConfig, settings_apart
+from camerabooth.prior.truth import objects_of
 from dataset.corpus_reader import CorpusReader
-from sap3d.errors import InputError, cli
+from sap3d.config import load_config
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import write_csv
 from sap3d.scene import REPOSITORY, read_json, write_json
 
@@ -141,18 +144,17 @@ def corpus_views(corpora: Sequence[CorpusReader], targets: int) -> Views:
 
 def scan_views(type_: str, names: Sequence[str], every: int) -> Views:
     """Every ``every``-th of the protocol's views of objects of a type, from their first photo."""
-    from camerabooth.prior.evaluate import objects_of, true_cameras
-    from sap3d.images import composite_white, load_input_views, load_rgba
+    from camerabooth.prior.evaluate import true_views
+    from camerabooth.prior.truth import true_cameras
+    from sap3d.images import load_input_views
     from sap3d.scene import Scene
     from sap3d.zero123.photos import photos_over_white
 
     found = []
-    for name in names or objects_of(type_):
+    for name in names:
         scene = Scene(type_, name, 1)
         photos = load_input_views(scene)
-        folder = scene.truth_test_dir
-        targets = true_cameras(folder / "poses", sorted(p.stem for p in (folder / "poses").glob("*.npy"))[::every])
-        truth = {key: composite_white(load_rgba(folder / "images" / f"{key}.png")) for key in targets}
+        targets, truth = true_views(scene, every)
         found.append((name, photos_over_white(photos)[0], next(iter(true_cameras(scene.truth_poses_dir, photos).values())), targets, truth))
     return gather(type_, found)
 
@@ -183,21 +185,18 @@ def paint(model: Zero123, views: Views, steps: int, guidance: float, batch: int 
 # --- measuring --------------------------------------------------------------------------------------------------------
 def averaged(arm: tuple[str, str], arguments: argparse.Namespace, small) -> tuple:
     """(training module with the averaged weights in its model, steps done); ``small``: any batches of the corpus, the checkpoint has all weights."""
-    import torch
-
-    from camerabooth.prior.config import PriorConfig
-    from camerabooth.prior.train import PriorModule, build
-    from sap3d.config import load_config
+    from camerabooth.prior.train import PriorModule, build, check_same, load_weights, read_checkpoint
 
     config = load_config(PriorConfig, None, settings(arm, arguments))
     checkpoint = Path(config.out) / "last.ckpt"
     if not checkpoint.is_file():
         raise InputError(f"{checkpoint}: no checkpoint to measure; give --train")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    check_same(config, checkpoint, config.MODEL)
+    state = read_checkpoint(checkpoint)
     module = PriorModule(build(config, small), config)
-    module.load_state_dict(state["state_dict"])
+    load_weights(module, state.get("state_dict", {}), checkpoint)
     module.averaged_model()
-    return module.eval(), int(state["global_step"])
+    return module.eval(), state["global_step"]
 
 
 def measure(arguments: argparse.Namespace, corpora: Sequence[CorpusReader], kinds: Sequence[Views], device: str) -> list[dict]:
@@ -256,7 +255,7 @@ def table(path: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.conditions", description=__doc__.split(":")[0])
+    parser = ArgumentParser(prog="python -m benchmarks.conditions", description=__doc__.split(":")[0])
     parser.add_argument("--train", action="store_true", help="train the four models first, or go on with them")
     parser.add_argument("--minutes", type=float, default=1.3, help="a training stops after this time, done or not")
     parser.add_argument("--steps", type=int, default=700, help="optimiser steps of each model")
@@ -269,10 +268,16 @@ def main() -> None:
     parser.add_argument("--ddim-steps", type=int, default=10)
     parser.add_argument("--loss-batches", type=int, default=16, help="of the validation loss, of 64 targets each")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the training command, for all models")
-    arguments = parser.parse_args()
+    words, more = settings_apart(sys.argv[1:])
+    arguments = parser.parse_args(words)
+    arguments.settings += more
+    for name in ("steps", "targets", "every", "ddim_steps", "loss_batches"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(arguments, name)} must be at least 1")
     arguments.out = arguments.out.resolve()
     arguments.corpus = [folder.resolve() for folder in arguments.corpus]
-    size = next((int(s.split("=")[1]) for s in reversed(arguments.settings) if s.startswith("image_size=")), 128)
+    size = load_config(PriorConfig, None, settings(ARMS[0], arguments)).image_size  # unusable settings are refused before hours of work
+    scanned = (arguments.objects or objects_of(arguments.type)) if arguments.type else []
     cores = os.cpu_count() or 1
     corpora = {part: [CorpusReader(folder, part, size, cores if cores > 4 else 1) for folder in arguments.corpus] for part in ("train", "validation")}
     import torch  # after the corpus is decoded, which needs none of it
@@ -285,7 +290,7 @@ def main() -> None:
             with trained([arm], arguments, torch.get_num_threads()):
                 pass
     with trained(ARMS if arguments.train and device != "cpu" else [], arguments, max(cores // len(ARMS), 1)):
-        kinds = [corpus_views(corpora["validation"], arguments.targets)] + ([scan_views(arguments.type, arguments.objects, arguments.every)] if arguments.type else [])
+        kinds = [corpus_views(corpora["validation"], arguments.targets)] + ([scan_views(arguments.type, scanned, arguments.every)] if scanned else [])
     write_curves(arguments.out)
     write_json(arguments.out / "conditions.json", measure(arguments, corpora["validation"], kinds, device))
     print(table(arguments.out / "conditions.json"))

@@ -8,7 +8,7 @@ Each stage runs in a process of its own through the code of the pipeline: relpos
 camerabooth.nvs.novel_views, 3D_Recon's Reconstruction.one_step with its Guidance. On a GPU the memory is PyTorch's (reserved, peak), on a CPU the
 process's largest resident size, all libraries included. A row is written as soon as it is measured. When all four are there, the
 row ``object`` adds up the seconds of an object: measured steps times the preset's numbers of steps, an extrapolation and not a run.
---record keeps the peaks in sap3d/presets/measured.json, from where errors and checks of cards take them.
+--record keeps the peaks of a GPU with the preset's own batches in sap3d/presets/measured.json, from where errors and checks of cards take them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ import numpy as np
 import torch
 
 import sap3d.compat  # noqa: F401
+from benchmarks.rows import replace_row, stored
 from camerabooth.config import BoothConfig
 from relposepp.config import NetworkConfig, RelPoseConfig
 from sap3d.cameras import Camera, protocol_test_cameras
+from sap3d.config import resolve_device
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.field.views import render_view
 from sap3d.presets import FOLDER, preset_settings
 from sap3d.published.convert import build_part, published_scheduler
-from sap3d.scene import read_json, write_json
+from sap3d.scene import write_json
 from sap3d.zero123 import Zero123
 from sap3d.zero123.memory import DTYPES, prepare
 
@@ -139,7 +141,7 @@ CAMERAS = [Camera.from_degrees(0, 0), Camera.from_degrees(30, 90), Camera.from_d
 
 def clock(device: str) -> float:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -257,8 +259,8 @@ def one(stage: str, task: Task) -> dict:
     note(f"{stage}: making random weights of the {task.size} size, then measuring on {task.device}")
     row = globals()[stage](task)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    row["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9 if cuda else resident
-    row |= {"preset": task.preset, "stage": stage, "size": task.size, "photos": task.photos, "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
+    row["peak_gb"] = torch.cuda.max_memory_reserved(task.device) / 1e9 if cuda else resident
+    row |= {"preset": task.preset, "stage": stage, "size": task.size, "photos": task.photos, "device": torch.cuda.get_device_name(task.device) if cuda else f"cpu, {torch.get_num_threads()} threads",
             "peak_resident_gb": resident, "seconds_in_all": time.perf_counter() - began, "torch": torch.__version__}  # fmt: skip
     return rounded(row)
 
@@ -280,18 +282,17 @@ def whole_object(rows: list[dict]) -> dict | None:
 
 def keep(path: Path, row: dict) -> None:
     """Put a row into the file, for that of the same stage, preset, size, photos and device; and the object's row when it can be made."""
-    alike = lambda other: all(other[key] == row[key] for key in ("preset", "size", "photos", "device"))
-    rows = [other for other in read_json(path) or [] if not (alike(other) and other["stage"] in (row["stage"], "object"))] + [row]
-    whole = whole_object([other for other in rows if alike(other)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, rows + ([whole] if whole else []))
+    alike = ("preset", "size", "photos", "device")
+    rows = replace_row(path, row, (*alike, "stage"))
+    whole = whole_object([other for other in rows if all(other[key] == row[key] for key in alike)])
     if whole:
+        replace_row(path, whole, (*alike, "stage"))
         print(json.dumps(whole), flush=True)
 
 
 def record(row: dict) -> None:
     path = FOLDER / "measured.json"
-    write_json(path, (read_json(path) or {}) | {f"{row['preset']} {row['stage']}": {"peak_gb": row["peak_gb"], "device": row["device"]}})
+    write_json(path, stored(path, dict) | {f"{row['preset']} {row['stage']}": {"peak_gb": row["peak_gb"], "device": row["device"]}})
 
 
 def limit_memory(gigabytes: float) -> None:
@@ -304,7 +305,7 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__.splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=(*STAGES, "nvs"), default=list(STAGES), help="nvs: novel_views")
     parser.add_argument("--preset", default="full")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:K")
     parser.add_argument("--batch", type=int, help="pairs or views together (default: the preset's)")
     parser.add_argument("--photos", type=int, choices=(1, 2, 3), default=3, help="photos of the object")
     parser.add_argument("--steps", type=int, default=1, help="steps that are measured")
@@ -319,7 +320,15 @@ def main() -> None:
         raise InputError("--photos 1: one photo has no pairs to train on; use 2 or 3, or leave train out of --stages")
     if arguments.record and arguments.size != "full":
         raise InputError("--record: the small size is no measurement; leave one of them out")
-    task = Task(arguments.preset, arguments.device, arguments.batch, arguments.steps, arguments.photos, arguments.size)
+    if arguments.steps < 1 or arguments.batch is not None and arguments.batch < 1 or not arguments.memory_gb > 0:
+        raise InputError("--steps and --batch must be at least 1, and --memory-gb more than 0")
+    device = resolve_device(arguments.device)
+    if arguments.record and (not device.startswith("cuda") or arguments.batch is not None):
+        raise InputError("--record: checks of cards take the peaks for those of a GPU with the preset's own batches; use --device cuda and leave --batch out")
+    for path, kind in ((arguments.out, list), (FOLDER / "measured.json" if arguments.record else None, dict)):
+        if path is not None:
+            stored(path, kind)  # a damaged file is found before anything is measured
+    task = Task(arguments.preset, device, arguments.batch, arguments.steps, arguments.photos, arguments.size)
     if arguments.one:
         if task.device == "cpu":
             limit_memory(arguments.memory_gb)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.mesh_views --type GSO_dev --views 2 5 [--root FOLDER] [--objects ...] [--out docs/results_rows/mesh_views.json]
 
-Reads what finished runs left below --root (a suite's are in .work/suites/NAME/VARIANT) and the true views below the repository. Headline metrics
+Reads what finished runs left below --root (a suite's are in .work/suites/NAME/VARIANT) and the true views there, else the bundled ones. Headline metrics
 (results/README.md): PSNR pooled over the views, SSIM, LPIPS-AlexNet fed [0, 1], at 256 pixels over white. The mesh is shown unlit.
 """
 
@@ -20,14 +20,14 @@ from sap3d.mesh_load import load_mesh
 from sap3d.mesh_render import Lighting, render_rgba
 from sap3d.metrics.image import score_images
 from sap3d.results import markdown_table
-from sap3d.scene import REPOSITORY, Scene, root_dir, write_json
+from sap3d.scene import Scene, root_dir, write_json
 
 SETS = ("nerf", "mesh")
 
 
-def score(scene: Scene, truth_folder: Path) -> dict[str, dict[str, float]]:
+def score(scene: Scene) -> dict[str, dict[str, float]]:
     """Figures of the NeRF's renders and of the mesh's; raises InputError where one is missing."""
-    mesh_path, cameras = scene.mesh_dir / "model.obj", protocol_test_cameras()
+    mesh_path, truth_folder, cameras = scene.mesh_dir / "model.obj", scene.truth_test_dir / "images", protocol_test_cameras()
     if not mesh_path.is_file():
         raise InputError(f"{mesh_path}: no such mesh; run stage 3, or give its folder with --root")
     truth = {name: load_rgb(truth_folder / f"{name}.png") for name in cameras if (truth_folder / f"{name}.png").is_file()}
@@ -54,7 +54,7 @@ def main() -> None:
         if not names:
             raise InputError(f"{folder}: no meshes there; give the folder of the runs with --root")
         for name in names:
-            found = score(Scene(arguments.type, name, views, arguments.root), REPOSITORY / "dataset" / "data" / "test" / name / "images")
+            found = score(Scene(arguments.type, name, views, arguments.root))
             rows.append({"object": name, "views": views, **found})
             print(json.dumps(rows[-1]), flush=True)
         here = [row for row in rows if row["views"] == views]

@@ -9,8 +9,8 @@ peak memory and, with ``--profile``, the kernels that take the most time. ``--wa
 
 from __future__ import annotations
 
-import argparse
 import time
+from functools import partial
 
 import torch
 
@@ -19,7 +19,7 @@ from camerabooth.prior.data import relative_poses
 from camerabooth.prior.losses import joint_loss
 from camerabooth.prior.train import compile_parts
 from sap3d.config import resolve_device
-from sap3d.errors import cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.scene import BUNDLED_ZERO123
 from sap3d.zero123 import Zero123, load_zero123
 
@@ -47,17 +47,18 @@ def step(model: Zero123, batch: dict, config: PriorConfig, device: str) -> None:
 
 def timed(model: Zero123, batch: dict, config: PriorConfig, device: str, steps: int) -> tuple[float, float, float]:
     """Seconds of the first step, of a later one, and peak memory in GB (of a GPU; 0 on a processor)."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else lambda: None
     seconds = []
+    wait()
     if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     for _ in range(steps + 1):
         begin = time.perf_counter()
         step(model, batch, config, device)
         wait()
         seconds.append(time.perf_counter() - begin)
     later = sorted(seconds[1:])[(len(seconds) - 1) // 2]
-    return seconds[0], later, torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else 0.0
+    return seconds[0], later, torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith("cuda") else 0.0
 
 
 def profile(model: Zero123, batch: dict, config: PriorConfig, device: str, rows: int) -> str:
@@ -71,8 +72,8 @@ def profile(model: Zero123, batch: dict, config: PriorConfig, device: str, rows:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of one training step of the prior, plain and with compiled parts")
-    parser.add_argument("--targets", type=int, default=48, help="target views a step, four an object")
+    parser = ArgumentParser(prog="python -m benchmarks.prior_step", description="Time of one training step of the prior, plain and with compiled parts")
+    parser.add_argument("--targets", type=int, default=48, help="target views a step, four an object: the next multiple of four below is measured")
     parser.add_argument("--photos", type=int, nargs="+", default=[1, 2, 4], help="condition photos a target")
     parser.add_argument("--noises", type=int, default=5, help="noises a target")
     parser.add_argument("--steps", type=int, default=5, help="steps timed, after a first one")
@@ -80,7 +81,10 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["plain", "composite"], help="plain, or parts joined by +: composite, renderer, unet")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    device = resolve_device(arguments.device)
+    groups = arguments.targets // 4
+    if groups < 1 or min(arguments.photos) < 1 or arguments.noises < 1 or arguments.steps < 1 or arguments.profile < 0:
+        raise InputError("--targets must be at least 4, --photos, --noises and --steps at least 1 and --profile at least 0")
+    device, targets = resolve_device(arguments.device), 4 * groups
     config = PriorConfig(part="both", noises_per_target=arguments.noises)
     for way in arguments.ways:
         model = load_zero123(BUNDLED_ZERO123).to(device)
@@ -89,9 +93,9 @@ def main() -> None:
         if way != "plain":
             compile_parts(model, way.split("+"))
         for photos in arguments.photos:
-            batch = random_batch(arguments.targets // 4, 4, photos, model.image_size, device)
+            batch = random_batch(groups, 4, photos, model.image_size, device)
             first, later, memory = timed(model, batch, config, device, arguments.steps)
-            print(f"{way}, {photos} photos, {arguments.targets} targets: {1000 * later:.0f} ms a step, {arguments.targets / later:.0f} targets a second, first step {first:.1f} s, {memory:.1f} GB", flush=True)
+            print(f"{way}, {photos} photos, {targets} targets: {1000 * later:.0f} ms a step, {targets / later:.0f} targets a second, first step {first:.1f} s, {memory:.1f} GB", flush=True)
             if arguments.profile and photos == arguments.photos[0]:
                 print(profile(model, batch, config, device, arguments.profile), flush=True)
 

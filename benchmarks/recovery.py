@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import numpy as np
 
+from benchmarks.rows import replace_row, stored
 from camerabooth.recovery import RecoveryConfig, recover
 from relposepp.evaluate import pair_errors_deg, typed_scenes
 from relposepp.rotations import cameras_from_angles
 from sap3d.cameras import FOV_RAD, Camera, azimuths_from_first
-from sap3d.errors import ArgumentParser, cli
-from sap3d.scene import read_json, root_dir, write_json
+from sap3d.errors import ArgumentParser, InputError, cli
+from sap3d.images import available_objects
+from sap3d.scene import Scene
 
 STARTS = ("stage_1", "one_wrong")
 ELEVATION_DEG = (-15.0, 60.0)  # where a camera that is turned away may end
@@ -47,6 +49,17 @@ def error_deg(cameras: Mapping[str, Camera], rotations: np.ndarray) -> float:
     return float(pair_errors_deg(np.stack([camera.camera_from_world()[:, :3] for camera in cameras.values()]), rotations).mean())
 
 
+def check_objects(type_: str, wanted: Sequence[str] | None) -> None:
+    """Raises InputError where a type has no objects below ROOT_DIR, or not one of the wanted ones."""
+    scene = Scene(type_, "any", 1)
+    known = available_objects(scene)
+    if not known:
+        raise InputError(f"{scene.train_dir.parent}: no objects there; give another --type, or their root with ROOT_DIR")
+    missing = [name for name in wanted or () if name not in known]
+    if missing:
+        raise InputError(f"{scene.train_dir.parent}: no object {missing[0]!r}; it holds {', '.join(known)}")
+
+
 def main() -> None:
     parser = ArgumentParser(prog="python -m benchmarks.recovery", description=__doc__.split(":")[0])
     parser.add_argument("--type", required=True)
@@ -55,15 +68,20 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--rows", type=Path, help="JSON file that the figures are added to")
     arguments = parser.parse_args()
+    check_objects(arguments.type, arguments.objects)
+    if arguments.rows:
+        stored(arguments.rows, list)  # a damaged file is found before anything is measured
     from relposepp.config import RelPoseConfig
     from relposepp.estimate import estimate
     from relposepp.network import load_network
 
     network, config = load_network(), RecoveryConfig()
     for views in arguments.views:
+        measured = 0
         for name, photos, rotations, radius, _ in typed_scenes(arguments.type, views, None):
             if arguments.objects and name not in arguments.objects:
                 continue
+            measured += 1
             truth = true_cameras(rotations, radius)
             for start in arguments.starts:
                 cameras = one_wrong(truth, name) if start == "one_wrong" else dict(zip(truth, estimate(photos, network, RelPoseConfig()).cameras))
@@ -72,14 +90,14 @@ def main() -> None:
                        "after_deg": round(error_deg(found.cameras, rotations), 3), "seconds": round(found.seconds, 1), "moves": found.moves}  # fmt: skip
                 print(f"{views} photos, {start}, {name}: {row['before_deg']:.1f} -> {row['after_deg']:.1f} degrees, {sum(m['kept'] for m in found.moves)} moved, {found.seconds:.0f} s", flush=True)
                 if arguments.rows:
-                    add_row(root_dir() / arguments.rows, row)
+                    add_row(arguments.rows, row)
+        if not measured:
+            raise InputError(f"{arguments.type}: none of the objects has {views} photos; lower --views")
 
 
 def add_row(path: Path, row: dict) -> None:
     """Add a row to a file, in the place of one of the same type, start, number of photos and object."""
-    key = ("type", "start", "views", "object")
-    rows = [old for old in (read_json(path) if path.is_file() else []) if any(old[k] != row[k] for k in key)]
-    write_json(path, sorted([*rows, row], key=lambda r: tuple(r[k] for k in key)))
+    replace_row(path, row, ("type", "start", "views", "object"), ordered=True)
 
 
 if __name__ == "__main__":

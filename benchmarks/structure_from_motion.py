@@ -4,7 +4,7 @@
 
 Needs the program colmap (Debian and Ubuntu: apt install colmap; 3.8 was used), on the CPU. The photos are put over white, the field
 of view is given. Two settings: COLMAP's defaults, and "lenient" thresholds for a handful of small photos. A photo
-that is not registered is a failure; rotation errors are over pairs of registered ones, so neither world nor scale matters.
+that is not registered is a failure; rotation errors are over pairs of registered ones, so neither world nor scale matters. Reads true poses.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Mapping
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from camerabooth.prior.truth import objects_of, true_poses
 from sap3d.cameras import FOV_RAD, OPENCV_FROM_OPENGL, rotation_angle_deg
 from sap3d.errors import ArgumentParser, InputError, cli
-from sap3d.images import available_objects, composite_white, load_input_views, save_image
+from sap3d.images import composite_white, load_input_views, save_image
 from sap3d.scene import Scene, root_dir, write_json
 from sap3d.suite_baselines import structure_from_motion_table
 
@@ -135,7 +136,7 @@ def measure(program: str, scene: Scene, settings: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         poses = run_colmap(program, photos, settings, Path(folder))
     seconds = round(time.time() - start, 1)
-    truth = {name: np.load(scene.truth_poses_dir / f"{name}.npy", allow_pickle=False) for name in poses}
+    truth = true_poses(scene.truth_poses_dir, poses)
     return {
         "object": scene.object, "type": scene.type, "views": scene.views, "settings": settings, "registered": sorted(poses),
         "rotation_errors_deg": pair_errors(poses, truth), "seconds": seconds,
@@ -151,10 +152,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     arguments = parser.parse_args()
     program = find_colmap()
+    names = arguments.objects or objects_of(arguments.type)
+    for name in names:  # photos and true poses of all, before anything is measured
+        scene = Scene(arguments.type, name, max(arguments.views), root_dir())
+        true_poses(scene.truth_poses_dir, load_input_views(scene, turned=False))
     made_with, rows = version(program), []
-    names = arguments.objects or available_objects(Scene(arguments.type, "x", 1, root_dir()))
-    if not names:
-        raise InputError(f"{arguments.type}: no objects of this type below {root_dir() / 'dataset' / 'data' / 'train'}")
     for views, name, settings in itertools.product(arguments.views, names, arguments.settings):
         row = measure(program, Scene(arguments.type, name, views, root_dir()), settings) | {"program": made_with}
         rows.append(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sap3d.config import check_choices, check_limits
 from sap3d.errors import InputError
 
 
@@ -51,28 +52,22 @@ class BoothConfig:
     SECTION: ClassVar[str] = "booth"  # of a preset
     QUICK: ClassVar[tuple[str, ...]] = ("steps=6", "steps_per_extra_view=1", "field_steps=120")
 
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "precision": ("auto", "fp32", "bf16", "fp16"),
+        "weights_dtype": ("fp32", "bf16", "fp16"),
+        "trained": ("unet", "attention", "lora", "projection"),
+        "regulariser": ("similar", "random", "none"),
+        "condition_strategy": ("auto", "all", "nearest", "near", "random", "first"),
+    }
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
+        "lora_rank": (1, 4096), "steps": (1, 10_000_000), "steps_per_extra_view": (0, 10_000_000), "batch_size": (1, 4096), "regulariser_batch": (0, 4096), "regulariser_objects": (0, 100_000),
+        "learning_rate": (0, 10), "camera_learning_rate": (0, 10), "camera_anchor": (0, 1e9), "drop_condition": (0, 1 / 3), "snr_gamma": (0, 1e9), "gradient_clip": (1e-9, 1e9),
+        "nvs_steps": (1, 1000), "guidance_scale": (0, 1000), "field_steps": (0, 1_000_000), "nvs_batch_size": (1, 4096), "output_size": (8, 4096),
+    }  # fmt: skip
 
-_CHOICES = {
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-    "weights_dtype": ("fp32", "bf16", "fp16"),
-    "trained": ("unet", "attention", "lora", "projection"),
-    "regulariser": ("similar", "random", "none"),
-    "condition_strategy": ("auto", "all", "nearest", "near", "random", "first"),
-}
-
-
-def check_config(config: BoothConfig) -> None:
-    """Raises InputError for a setting that cannot be used, before anything is touched."""
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise InputError(f"{name}={getattr(config, name)!r} is unknown: use one of {', '.join(choices)}")
-    for name in ("steps", "batch_size", "lora_rank", "nvs_steps", "nvs_batch_size", "output_size"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}={getattr(config, name)} must be at least 1")
-    for name in ("steps_per_extra_view", "regulariser_batch", "regulariser_objects", "learning_rate", "camera_learning_rate", "camera_anchor", "snr_gamma", "field_steps"):
-        if getattr(config, name) < 0:
-            raise InputError(f"{name}={getattr(config, name)} must not be negative")
-    if not 0 <= config.drop_condition <= 1 / 3 or config.gradient_clip <= 0:
-        raise InputError(f"drop_condition={config.drop_condition} must lie in 0 .. 1/3 and gradient_clip={config.gradient_clip} above 0")
-    if config.weights_dtype != "fp32" and (config.precision != config.weights_dtype or config.train and config.trained not in ("lora", "projection")):
-        raise InputError(f"weights_dtype={config.weights_dtype} needs precision={config.weights_dtype} and trained=lora or trained=projection: other weights are trained in fp32")
+    def check(self) -> None:
+        """Raises InputError for a setting that cannot be used, before anything is touched."""
+        check_choices(self, self.CHOICES)
+        check_limits(self, self.LIMITS)
+        if self.weights_dtype != "fp32" and (self.precision != self.weights_dtype or self.train and self.trained not in ("lora", "projection")):
+            raise InputError(f"weights_dtype={self.weights_dtype} needs precision={self.weights_dtype} and trained=lora or trained=projection: other weights are trained in fp32")

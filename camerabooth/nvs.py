@@ -16,7 +16,7 @@ from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.config import resolve_device
 from sap3d.images import resize
 from sap3d.progress import Progress
-from sap3d.scene import BUNDLED_ZERO123, Scene, read_cameras, read_mirror_plane
+from sap3d.scene import BUNDLED_ZERO123, Scene, cameras_of, read_mirror_plane
 from sap3d.symmetry import mirrored_views
 from sap3d.zero123 import Zero123, load_personal, load_zero123
 from sap3d.zero123.memory import DTYPES, check_card, prepare
@@ -35,8 +35,7 @@ def personal_model(scene: Scene, config: BoothConfig) -> Zero123:
 
 def conditions(photos: Mapping[str, np.ndarray], camera_file: Path, config: BoothConfig) -> tuple[dict[str, np.ndarray], dict[str, Camera]]:
     """What novel views are conditioned on: the photos (S, S, 4) and their cameras, and mirrored ones of an object with a mirror plane."""
-    cameras = read_cameras(camera_file)
-    cameras = {name: cameras[name] for name in photos}
+    cameras = cameras_of(camera_file, photos, "run stage 2 again")
     images, mirrored = mirrored_views(photos, cameras, read_mirror_plane(camera_file) if config.symmetry else None)
     return {**photos, **images}, cameras | mirrored
 
@@ -47,7 +46,7 @@ def photo_field(model: Zero123, photos: Mapping[str, np.ndarray], camera_file: P
         return None
     plane = read_mirror_plane(camera_file) if config.symmetry else None
     guesses = first_guesses(model, *conditions(photos, camera_file, config)) if len(photos) <= GUESSED_VIEWS else None
-    return PhotoField.of(photos, read_cameras(camera_file), plane, config.field_steps, config.seed, model.device, guesses)
+    return PhotoField.of(photos, cameras_of(camera_file, photos, "run stage 2 again"), plane, config.field_steps, config.seed, model.device, guesses)
 
 
 @torch.no_grad()

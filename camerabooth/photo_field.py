@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sap3d.cameras import Camera
 from sap3d.field.finish import Finish, finishing
-from sap3d.field.fit import FitSettings, PhotoFit
+from sap3d.field.fit import PhotoFit
+from sap3d.field.settings import FitSettings
 from sap3d.field.views import render_view
 from sap3d.progress import Progress
 from sap3d.zero123.sampler import OwnGuess

@@ -21,15 +21,16 @@ import numpy as np
 import torch
 
 from sap3d.cameras import Camera, azimuths_from_first, rotation_angle_deg
-from sap3d.config import load_config
+from sap3d.config import add_scene_arguments, check_limits, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
-from sap3d.field.fit import FitSettings, PhotoFit
+from sap3d.field.fit import PhotoFit
 from sap3d.field.photos import CameraTable, PixelBank, pixel_bank
 from sap3d.field.rendering import render
+from sap3d.field.settings import FitSettings
 from sap3d.field.views import render_view
 from sap3d.images import load_input_views, turn_photos
 from sap3d.progress import Progress
-from sap3d.scene import Scene, read_cameras, write_cameras
+from sap3d.scene import Scene, cameras_of, read_confidence, write_cameras
 
 LEAST_VIEWS = 3  # two photos left to make a shape of
 MASK_WEIGHT = 0.3  # of the opacity's squared error beside the colour's, as in stage 3
@@ -51,6 +52,16 @@ class RecoveryConfig:
     gain: float = 0.9  # a move stays if the error of a field of all photos falls to this share or less
     moves: int = 3  # at most
     seed: int = 0
+
+    def check(self) -> None:
+        """Raises InputError for a value that cannot be used."""
+        check_limits(
+            self,
+            {
+                "steps": (1, 100_000), "size": (8, 512), "refined": (1, 1000), "tried": (1, 1000), "refine_steps": (0, 10_000), "apart_deg": (0, 180), "contradiction": (0, 1e6), "gain": (0, 1),
+                "moves": (0, 1000),
+            },
+        )  # fmt: skip
 
 
 @dataclass
@@ -192,9 +203,7 @@ def refine(fit: PhotoFit, starts: list[Camera], photo: PixelBank, steps: int, ra
 
 def main() -> None:
     parser = ArgumentParser(prog="python -m camerabooth.recovery", description="Look anew for the cameras of views that the others contradict.")
-    parser.add_argument("--type", required=True)
-    parser.add_argument("--object", required=True)
-    parser.add_argument("--views", type=int, required=True)
+    add_scene_arguments(parser)
     parser.add_argument("--cameras", type=Path, help="camera file to begin with (default: stage 1's)")
     parser.add_argument("--out", type=Path, help="camera file to write (default: config_OBJECT_view_N_recovered.yaml beside stage 1's)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of this command, e.g. moves=1")
@@ -205,14 +214,13 @@ def main() -> None:
     if len(photos) < LEAST_VIEWS:
         raise InputError(f"{scene.object}: recovery needs at least {LEAST_VIEWS} photos, got {len(photos)}; with two, neither can contradict the other")
     source = arguments.cameras or scene.initial_cameras
-    cameras = read_cameras(source)
-    missing = [name for name in photos if name not in cameras]
-    if missing:
-        raise InputError(f"{source}: has no camera for view {missing[0]}; give the camera file of these photos")
+    cameras = cameras_of(source, photos, "give the camera file of these photos")
     photos, turns = turn_photos(photos, source)
     found = recover(photos, cameras, config)
     out = arguments.out or scene.initial_cameras.with_name(scene.initial_cameras.stem + "_recovered.yaml")
-    write_cameras(out, found.cameras, turns, recovery=found.moves)
+    moved = {move["view"] for move in found.moves if move["kept"]}
+    confidence = {name: 0.0 if name in moved else value for name, value in read_confidence(source).items() if name in photos}
+    write_cameras(out, found.cameras, turns, confidence=confidence, recovery=found.moves)
     kept = [move for move in found.moves if move["kept"]]
     for move in kept:
         print(f"view {move['view']} moved by {move['rotation_deg']:.1f} degrees: error {move['error'][0]:.5f} -> {move['error'][1]:.5f}")

@@ -8,26 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camerabooth.config import BoothConfig
 from sap3d.errors import InputError
-from sap3d.regularisers import RegulariserObject, list_regularisers, load_array, load_regularisers
-from sap3d.scene import Scene
+from sap3d.regularisers import RegulariserObject, list_regularisers, load_regularisers
+from sap3d.scene import Scene, load_array
 
-CHOICES = ("similar", "random", "none")
 _VIEWS_COMPARED = 4  # views of each object that are compared with the photos
 
 
 def choose_regularisers(scene: Scene, photos: Tensor, choice: str, count: int, seed: int) -> list[RegulariserObject]:
     """The objects whose renders accompany the photos in training, at 128 pixels.
 
-    An existing ``query_class/query_match_paths.npy`` of the object (ids, one a row) decides; otherwise ``similar`` takes
-    those with the largest cosine between mean AlexNet features of a photo and of a view. ``photos`` (N, 3, S, S).
+    ``similar`` takes those that an existing ``query_class/query_match_paths.npy`` of the object names (ids, one a row), otherwise those with
+    the largest cosine between mean AlexNet features of a photo and of a view. ``random`` and ``none`` ignore that file, and where
+    there are no regulariser objects at all it counts for nothing, which is said in a line. ``photos`` (N, 3, S, S).
     """
-    if choice not in CHOICES:
-        raise InputError(f"regulariser={choice!r} is unknown: use one of {', '.join(CHOICES)}")
-    known = list_regularisers(scene.regulariser_dir)
-    if choice == "none" or count < 1 or not known:
+    if choice not in BoothConfig.CHOICES["regulariser"]:
+        raise InputError(f"regulariser={choice!r} is unknown: use one of {', '.join(BoothConfig.CHOICES['regulariser'])}")
+    if choice == "none" or count < 1:
         return []
+    known = list_regularisers(scene.regulariser_dir)
     matches = scene.train_dir / "query_class" / "query_match_paths.npy"
+    if not known:
+        if matches.is_file() and choice == "similar":
+            print(f"camerabooth: {matches} counts for nothing: {scene.regulariser_dir} holds no regulariser objects", flush=True)
+        return []
     if matches.is_file() and choice == "similar":
         return load_regularisers(scene.regulariser_dir, _read_matches(matches, known)[:count], 128)
     if choice == "random":

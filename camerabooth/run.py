@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from camerabooth.config import BoothConfig, check_config
+from camerabooth.config import BoothConfig
 from sap3d.cameras import protocol_test_cameras, rotation_angle_deg
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import contact_sheet, input_files, load_input_views, save_image, write_video
-from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, completion_record, fingerprint, read_cameras, read_confidence, read_mirror_plane, stage_complete, write_cameras, write_json, write_text
+from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, cameras_of, completion_record, fingerprint, read_confidence, read_mirror_plane, read_turns, stage_complete, write_cameras, write_json, write_text
 from sap3d.stage import run_stage
 
 _TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
@@ -31,13 +31,9 @@ def main(scene: Scene, config: BoothConfig) -> Path:
 
     Raises InputError for photos, cameras or settings that cannot be used; what is finished is left as it is.
     """
-    check_config(config)
+    config.check()
     images = load_input_views(scene)
-    initial = read_cameras(scene.initial_cameras)
-    missing = [name for name in images if name not in initial]
-    if missing:
-        raise InputError(f"{scene.initial_cameras}: has no camera for view {missing[0]}; run stage 1 again")
-    initial = {name: initial[name] for name in images}
+    initial = cameras_of(scene.initial_cameras, images, "run stage 1 again")
     settings = as_dict(config)
     training_settings = {key: settings[key] for key in _TRAINING}
     base = Path(config.model) if config.model else BUNDLED_ZERO123
@@ -46,15 +42,19 @@ def main(scene: Scene, config: BoothConfig) -> Path:
     photos = input_files(scene, list(images))
     inputs = photos | {"cameras": scene.initial_cameras, "model": base}
     record = scene.personal_dir / "record.json"
-    if stage_complete(record, training_settings, inputs, [scene.refined_cameras]):
+    trained = [scene.personal_dir / "personal.safetensors"] if config.train and len(images) > 1 else []
+    if stage_complete(record, training_settings, inputs, [scene.refined_cameras, *trained]):
         print(f"camerabooth: {scene.personal_dir} is complete, skipped")
     else:
         _device(config)  # an unusable one is found before the old record goes
         with completion_record(record, "camerabooth training", training_settings, inputs) as extra:
             train(scene, config, images, initial, fingerprint(training_settings, inputs), extra)
     inputs = photos | {"model": base, "cameras": scene.refined_cameras, "personal": scene.personal_dir / "personal.safetensors"}
+    if read_turns(scene.initial_cameras):  # photos are turned by it
+        inputs["turns"] = scene.initial_cameras
     record = scene.nvs_dir / "record.json"
-    if stage_complete(record, settings, inputs, [scene.nvs_dir / "preds"]):
+    views = [scene.nvs_dir / "preds" / f"{name}.png" for name in protocol_test_cameras()]
+    if stage_complete(record, settings, inputs, views):
         print(f"camerabooth: {scene.nvs_dir} is complete, skipped")
     else:
         _device(config)

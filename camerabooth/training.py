@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camerabooth.camera_table import CameraTable
 from camerabooth.config import BoothConfig
 from sap3d.cameras import Camera, pose_condition
-from sap3d.errors import InputError, first_line
+from sap3d.errors import InputError, first_line, one_line
 from sap3d.interrupt import finish_step_first
 from sap3d.progress import Progress
 from sap3d.regularisers import RegulariserObject
@@ -31,8 +31,8 @@ _CHECKPOINT_SECONDS = 20.0
 
 def trained_parameters(model: Zero123, choice: str) -> list[str]:
     """Names (of ``model.named_parameters()``) that test-time training changes."""
-    if choice not in ("unet", "attention", "lora", "projection"):
-        raise InputError(f"trained={choice!r} is unknown: use unet, attention, lora or projection")
+    if choice not in BoothConfig.CHOICES["trained"]:
+        raise InputError(f"trained={choice!r} is unknown: use one of {', '.join(BoothConfig.CHOICES['trained'])}")
     names = [name for name, _ in model.named_parameters()]
     chosen = [name for name in names if name.startswith("cc_projection.")]
     if choice == "unet":
@@ -79,7 +79,11 @@ class PhotoPairs:
             self.regulariser_starts = np.cumsum([0] + [len(c) for c in self.regulariser_cameras])
 
     def set_size(self, rng: np.random.Generator) -> int:
-        """How many conditions a step's predictions have: one in half of the steps, any number up to N - 1 in the others."""
+        """How many conditions a step's predictions have.
+
+        A model with first guesses, as the bundled one: one in a quarter of the steps, all N - 1 others in the rest. Another that takes sets: one
+        in half of the steps, 2 .. N - 1 in the rest. One that takes a single photo: one.
+        """
         if self.guesses:
             return 1 if rng.random() < 0.25 else self.largest_set
         return 1 if self.largest_set == 1 or rng.random() < 0.5 else int(rng.integers(2, self.largest_set + 1))
@@ -219,6 +223,8 @@ def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[st
             scaler.load_state_dict(state["scaler"])
         return state["step"], list(state["losses"]), float(state["seconds"])
     except Exception as error:
+        if one_line(error) is not None:  # too little memory, no permission: nothing that is wrong with the checkpoint
+            raise
         reason = "it holds other things than numbers" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise InputError(f"{checkpoint}: damaged checkpoint ({reason}); delete it to start this stage again") from None
 
@@ -300,14 +306,14 @@ def min_snr_weight(model: Zero123, t: Tensor, gamma: float) -> Tensor:
 def compute_context(precision: str, device: torch.device):
     """A factory of contexts for forward passes: autocast to bf16 or fp16, and the attention kernel that is fastest on the device.
 
-    ``auto`` takes bf16 where the hardware has matrix units for it: a CPU that has only the vector instructions (AVX-512
-    without AMX) was measured to multiply it 1.7 times slower than fp32. On a CPU, PyTorch's fused attention is slow for the few
-    tokens of the small model (its backward pass alone was a quarter of a training step), so plain matrix products serve.
+    ``auto`` takes bf16 where the hardware has matrix units for it: a GPU without them (T4, V100) would emulate it, and a CPU that has only
+    the vector instructions (AVX-512 without AMX) was measured to multiply it 1.7 times slower than fp32. On a CPU, PyTorch's fused attention is slow
+    for the few tokens of the small model (its backward pass alone was a quarter of a training step), so plain matrix products serve.
     """
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise InputError(f"precision={precision!r} is unknown: use auto, fp32, bf16 or fp16")
+    if precision not in BoothConfig.CHOICES["precision"]:
+        raise InputError(f"precision={precision!r} is unknown: use one of {', '.join(BoothConfig.CHOICES['precision'])}")
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
         precision = "bf16" if fast else "fp32"
 
     @contextmanager

@@ -6,13 +6,14 @@ seen from above; radius is in object lengths.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
-from camerabooth.config import BoothConfig, check_config
+from camerabooth.config import BoothConfig
 from sap3d.cameras import RADIUS, Camera
-from sap3d.config import load_config
+from sap3d.config import add_scene_arguments, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import contact_sheet, load_input_views, save_image
 from sap3d.scene import Scene, read_cameras
@@ -47,24 +48,24 @@ def render(scene: Scene, targets: dict[str, Camera], config: BoothConfig, out: P
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or several with commas between them") from None
 
 
 def main() -> None:
     parser = ArgumentParser(prog="python -m camerabooth.view", description="Novel views of an object at any cameras, from stage 2's personal model.")
-    parser.add_argument("--type", required=True)
-    parser.add_argument("--object", required=True)
-    parser.add_argument("--views", type=int, required=True)
-    parser.add_argument("--elevation", type=_numbers, default=[15.0], metavar="DEG[,DEG..]")
-    parser.add_argument("--azimuth", type=_numbers, default=[0.0], metavar="DEG[,DEG..]")
-    parser.add_argument("--radius", type=_numbers, default=[RADIUS], metavar="R[,R..]")
+    add_scene_arguments(parser)
+    parser.add_argument("--elevation", type=_numbers, default=[15.0], metavar="DEG[,DEG..]", help="degrees; write --elevation=-10,20 when the first is negative (default 15)")
+    parser.add_argument("--azimuth", type=_numbers, default=[0.0], metavar="DEG[,DEG..]", help="degrees from view 000, counter-clockwise from above (default 0)")
+    parser.add_argument("--radius", type=_numbers, default=[RADIUS], metavar="R[,R..]", help=f"object lengths (default {RADIUS})")
     parser.add_argument("--cameras", type=Path, help="camera file (docs/conventions.md) instead: one view a camera, under its name")
     parser.add_argument("--out", type=Path, help="folder (default: views/ beside the object's results)")
     parser.add_argument("--preset", default="", help="as for the stage")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of stage 2, e.g. nvs_steps=4")
     arguments = parser.parse_args()
     config = load_config(BoothConfig, None, arguments.settings, arguments.preset)
-    check_config(config)
     targets = read_cameras(arguments.cameras) if arguments.cameras else cameras_of(arguments.elevation, arguments.azimuth, arguments.radius)
     scene = Scene(arguments.type, arguments.object, arguments.views)
     out = arguments.out or scene.results_dir / "views"

@@ -78,7 +78,11 @@ class PackedCorpus:
         try:
             return decode_object(self.path(index), self.size)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{self.path(index)}: missing or damaged object of the corpus ({first_line(error)}); run python -m dataset.corpus again") from None
+            raise _unusable(self.path(index), error) from None
+
+
+def _unusable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: missing or damaged object of the corpus ({first_line(error)}); run python -m dataset.corpus again")
 
 
 class CorpusReader(PackedCorpus):
@@ -95,7 +99,7 @@ class CorpusReader(PackedCorpus):
 
     def _decoded(self, workers: int) -> tuple[np.ndarray, np.ndarray]:
         paths = [self.path(index) for index in range(len(self))]
-        stamp = "".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
+        stamp = "".join(map(_stamp, paths))
         key = hashlib.sha256(f"v1 {self.size}\n{stamp}".encode()).hexdigest()[:16]
         image_path = self.cache_dir / "decoded" / f"{key}_images.npy"
         pose_path = self.cache_dir / "decoded" / f"{key}_poses.npy"
@@ -112,6 +116,14 @@ class CorpusReader(PackedCorpus):
             with atomic_path(pose_path) as temporary:
                 np.save(temporary, np.stack(poses).astype(np.float32))
         return np.load(image_path, mmap_mode="r"), np.load(pose_path)
+
+
+def _stamp(path: Path) -> str:
+    """A line that changes when the file does."""
+    try:
+        return f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n"
+    except OSError as error:
+        raise _unusable(path, error) from None
 
 
 def _decode_into(array: Path, packed: PackedCorpus, row: int) -> np.ndarray:

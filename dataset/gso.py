@@ -11,10 +11,12 @@ CC-BY 4.0; this project never puts one into its repository and never trains on o
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from dataset.render import add_settings, object_folders, render_object, settings_from
@@ -41,7 +43,7 @@ def unpack_zip(path: Path, target: Path) -> None:
                 raise InputError(f"{path}: unpacks to more than {LARGEST_OBJECT >> 30} GB, which is no scanned object")
             target.mkdir(parents=True, exist_ok=True)  # an empty archive makes nothing
             archive.extractall(target)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: cannot be unpacked ({error}); download it again") from None
 
 

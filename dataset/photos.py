@@ -33,6 +33,10 @@ MAX_PHOTOS = 64
 FILL = 0.8  # longer side of the largest object's box over the side of the crops: what the protocol's cameras show
 WORK_SIZE = 2048  # pictures are scaled down to this longer side first; crops are seldom finer
 FILM_DIAGONAL_MM = 43.27  # of 36 x 24 mm film, to which EXIF's "focal length in 35 mm film" refers
+ORIENTATION = 0x0112  # EXIF's tag
+QUARTER_TURNS = {  # its values that exchange the sides: what makes the stored picture upright
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 FORMAT = 1
 
 
@@ -52,9 +56,8 @@ class Photo:
         return object_box(self.alpha)
 
     @property
-    def unit_px(self) -> float:
-        """Length that sizes in different pictures are compared by: the focal length, or the diagonal when it is unknown."""
-        return self.focal_px or float(np.hypot(*self.alpha.shape))
+    def diagonal_px(self) -> float:
+        return float(np.hypot(*self.alpha.shape))
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------
@@ -101,27 +104,11 @@ def focal_px(image: Image.Image) -> float | None:
 def read_photo(path: Path, segmenter) -> Photo:
     """Open, turn upright, scale down, separate from the background and check. ``segmenter()`` gives the network when it is needed."""
     image = open_photo(path)
+    upright = _upright(path, image)  # first: it says when EXIF data is damaged
     focal = focal_px(image)
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception as error:  # damaged EXIF: Pillow has no one error for it
-        raise InputError(f"{path}: its EXIF data is damaged ({first_line(error)}); save it anew without metadata") from None
     if min(upright.size) < 32:
         raise InputError(f"{path}: {upright.width} x {upright.height} pixels are too few; give a photo of at least 256 x 256")
-    mask_path, alpha, agreement = find_mask(path), None, 1.0
-    if mask_path is not None:
-        mask = open_image(mask_path)
-        if mask.size == upright.size:
-            mask = ImageOps.exif_transpose(mask)
-        elif mask.size == image.size and image.getexif().get(0x0112, 1) in (3, 6, 8):  # made from the photo as it is stored
-            mask = mask.transpose({3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 8: Image.Transpose.ROTATE_90}[image.getexif()[0x0112]])
-        if mask.size != upright.size:
-            raise InputError(f"{mask_path}: mask is {mask.size} but {path.name} is {upright.size}; make them the same size")
-        alpha, mask_from = mask.convert("L"), mask_path.name
-    elif "A" in upright.getbands() or "transparency" in upright.info:
-        channel = upright.convert("RGBA").getchannel("A")
-        if channel.getextrema()[0] < 128:  # an alpha channel that hides nothing says nothing about the object
-            alpha, mask_from = channel, "alpha"
+    (alpha, mask_from), agreement = _alpha_of(path, image, upright), 1.0
     scale = min(1.0, WORK_SIZE / max(upright.size))
     size = tuple(max(1, round(side * scale)) for side in upright.size)
     rgb = np.asarray(_rgb(upright).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0), np.float32) / 255
@@ -139,6 +126,36 @@ def read_photo(path: Path, segmenter) -> Photo:
     return Photo(path, rgb, alpha, mask_from, focal and focal * scale, warnings)
 
 
+def _upright(path: Path, image: Image.Image) -> Image.Image:
+    """A picture turned as its own EXIF data says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged EXIF: Pillow has no one error for it
+        raise InputError(f"{path}: its EXIF data is damaged ({first_line(error)}); save it anew without metadata") from None
+
+
+def _alpha_of(path: Path, image: Image.Image, upright: Image.Image) -> tuple[Image.Image | None, str]:
+    """The mask that comes with a photo, of the size of ``upright``, and what it is from: its file's name, or alpha. (None, "") where none does.
+
+    image: the photo as it is stored. A mask is taken to be drawn on the upright photo, after its own EXIF orientation if it has one. A mask whose size
+    fits the stored photo alone was drawn on that and is turned with it. Where the turn keeps the size (by 180 degrees, or of a square) that cannot be told.
+    """
+    mask_path = find_mask(path)
+    if mask_path is not None:
+        stored = open_image(mask_path)
+        mask = _upright(mask_path, stored)
+        if mask.size == image.size != upright.size and stored.getexif().get(ORIENTATION, 1) == 1:
+            mask = mask.transpose(QUARTER_TURNS[image.getexif()[ORIENTATION]])
+        if mask.size != upright.size:
+            raise InputError(f"{mask_path}: mask is {mask.size} but {path.name} is {upright.size}; make them the same size")
+        return mask.convert("L"), mask_path.name
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        channel = upright.convert("RGBA").getchannel("A")
+        if channel.getextrema()[0] < 128:  # an alpha channel that hides nothing says nothing about the object
+            return channel, "alpha"
+    return None, ""
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip instead of scaling
         image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
@@ -146,6 +163,17 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 # --- cropping -----------------------------------------------------------------------------------------------------------
+def focal_lengths(photos: list[Photo]) -> list[float | None]:
+    """Every photo's focal length in pixels: EXIF's or, where a photo has none, that of the others' field of view (their median). None of them where no photo has one."""
+    known = [p.focal_px / p.diagonal_px for p in photos if p.focal_px]
+    return [p.focal_px or (p.diagonal_px * float(np.median(known)) if known else None) for p in photos]
+
+
+def units_px(photos: list[Photo]) -> list[float]:
+    """Lengths that sizes in the photos are compared by: their focal lengths, so that angles are compared; their diagonals where no focal length is known."""
+    return [focal or p.diagonal_px for p, focal in zip(photos, focal_lengths(photos))]
+
+
 def crop_sides(photos: list[Photo], each: bool) -> list[float]:
     """Side of every photo's crop in pixels. ``each``: every object fills its crop; otherwise all crops have one angle of view.
 
@@ -155,8 +183,9 @@ def crop_sides(photos: list[Photo], each: bool) -> list[float]:
     longest = [max(b - t, r - l) for t, b, l, r in (p.box for p in photos)]
     if each:
         return [side / FILL for side in longest]
-    angle = max(side / p.unit_px for side, p in zip(longest, photos)) / FILL
-    return [angle * p.unit_px for p in photos]
+    units = units_px(photos)
+    angle = max(side / unit for side, unit in zip(longest, units)) / FILL
+    return [angle * unit for unit in units]
 
 
 def crop(photo: Photo, side: float, size: int) -> np.ndarray:
@@ -178,7 +207,7 @@ def crop(photo: Photo, side: float, size: int) -> np.ndarray:
 def set_warnings(photos: list[Photo]) -> list[str]:
     """What looks wrong with the photos as a set, in words."""
     found = []
-    heights = {p.path.name: (p.box[1] - p.box[0]) / p.unit_px for p in photos}
+    heights = {p.path.name: (p.box[1] - p.box[0]) / unit for p, unit in zip(photos, units_px(photos))}
     small, large = min(heights, key=heights.get), max(heights, key=heights.get)
     if heights[large] > 1.7 * heights[small]:
         found.append(
@@ -186,7 +215,7 @@ def set_warnings(photos: list[Photo]) -> list[str]:
             "distances or heights, or is a mask wrong? --crop each lets it fill every picture"
         )
     if any(p.focal_px for p in photos) and not all(p.focal_px for p in photos):
-        found.append("only some photos tell their focal length: sizes are compared by the pictures' diagonals there")
+        found.append("only some photos tell their focal length: the others are taken to have the same field of view")
     if len(photos) < 3:
         found.append("with fewer than three photos the cameras are often wrong and sides are guessed; four to eight from all around are better")
     return found
@@ -232,8 +261,7 @@ def import_photos(folder: Path, type_: str, name: str, root: Path, model: Path |
     masks = {str(path): find_mask(path) for path in paths}
     settings = {"size": size, "crop": crops, "model": file_hash(model) if model else "u2netp"}
     inputs = [{"file": p.name, "sha256": file_hash(p), "mask": masks[str(p)] and file_hash(masks[str(p)])} for p in paths]
-    record = read_json(target / "photos.json") or {}
-    if record.get("settings") == settings and record.get("inputs") == inputs and (target / "preview.png").is_file():
+    if _is_imported(target, settings, inputs):
         report(f"{target}: these photos were imported already")
         return target
     seen: dict[str, str] = {}
@@ -262,10 +290,10 @@ def import_photos(folder: Path, type_: str, name: str, root: Path, model: Path |
             "file": p.path.name,
             "mask": p.mask_from,
             "crop_px": round(side, 1),
-            "fov_deg": p.focal_px and round(float(np.rad2deg(2 * np.arctan(side / 2 / p.focal_px))), 2),  # of the crop, as if looked at straight
+            "fov_deg": focal and round(float(np.rad2deg(2 * np.arctan(side / 2 / focal))), 2),  # of the crop, as if looked at straight
             "warnings": p.warnings,
         }
-        for k, (p, side) in enumerate(zip(photos, sides))
+        for k, (p, side, focal) in enumerate(zip(photos, sides, focal_lengths(photos)))
     }
     narrow = [v["fov_deg"] for v in views.values() if v["fov_deg"]]
     if narrow and abs(np.log(np.median(narrow) / np.rad2deg(FOV_RAD))) > np.log(1.4):
@@ -282,6 +310,18 @@ def import_photos(folder: Path, type_: str, name: str, root: Path, model: Path |
         preview(photos, cuts).save(new / "preview.png")
         write_json(new / "photos.json", {"format": FORMAT, "settings": settings, "inputs": inputs, "views": views, "warnings": notes})
     return target
+
+
+def _is_imported(target: Path, settings: dict, inputs: list[dict]) -> bool:
+    """Whether ``target`` was made from these very photos with these settings, and is whole."""
+    try:
+        record = read_json(target / "photos.json")
+        views = record["views"]
+        same = record["settings"] == settings and record["inputs"] == inputs
+        mixed = len({view["fov_deg"] is None for view in views.values()}) > 1  # imported before photos without a field of view took the others'
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return same and not mixed and all(path.is_file() for path in (target / "preview.png", *(target / "images" / f"{view}.png" for view in views)))
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def render_views(renderer: MeshRenderer, folder: Path, views: dict[str, Camera],
 def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = None, settings=RenderSettings()) -> bool:
     """Write one object in the GSO layout under ``root``; False when it was there already: same mesh, same settings.
 
-    Raises InputError when another type has a different object of that name: data/test has no level for the type.
+    Raises InputError when another type has a different object of that name (data/test has no level for the type), and for a folder that was not made here.
     """
     check_name(type_, "dataset type")
     check_name(name, "object name")
@@ -95,10 +95,16 @@ def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = N
     source, owner = {"type": type_, "mesh": record["mesh"]}, read_json(test / "source.json")
     if isinstance(owner, dict) and owner.get("type") != type_ and owner.get("mesh") != source["mesh"]:
         raise InputError(f"{test}: holds the true views of another object, {owner.get('type')} {name}, and has no level for the type; choose another name")
+    for folder, made in ((train, "render.json"), (test, "source.json")):
+        if folder.exists() and not (folder / made).is_file():
+            remedy = "choose another --name (for a scan: rename its zip or folder), or move that folder away"
+            raise InputError(f"{folder}: was not rendered by this program (it has no {made}) and is not replaced; {remedy}")
     record_path = train / "render.json"
-    if read_json(record_path) == record and test.is_dir() and (model / "meshes" / "model.obj").is_file():
+    before = read_json(record_path)
+    if before == record and test.is_dir() and (model / "meshes" / "model.obj").is_file():
         return False
-    record_path.unlink(missing_ok=True)
+    if train.exists():  # replaced last: until then its record matches no settings, so that a killed run is done again
+        write_json(record_path, (before if isinstance(before, dict) else {}) | {"settings": None})
     renderer = MeshRenderer(mesh)
     inputs = INPUT_CAMERAS[settings.inputs](name, settings.views)
     with atomic_dir(model) as folder:

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from dataset.corpus import seed_of
+from dataset.photos import FILM_DIAGONAL_MM
 from sap3d.cameras import Camera
 from sap3d.errors import InputError, cli
 from sap3d.mesh_load import RenderMesh, load_mesh_normalised
@@ -25,7 +26,6 @@ from sap3d.scene import atomic_dir
 
 WIDTH, HEIGHT = 1024, 768
 FOCAL_35MM = 26  # of a phone's main camera
-FILM_DIAGONAL_MM = 43.27
 TABLE = 1.6  # half its side, object lengths
 ROOM = 5.0  # half the side of the room
 AZIMUTHS_DEG = (0, 75, 150, 215, 290, 40, 110, 250)

@@ -7,10 +7,12 @@ of ``key#number=value`` lines an object.
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -85,15 +87,26 @@ def _unpack_deb(deb: Path, unpack_dir: Path) -> list[Path]:
         name, size = data[position : position + 16].decode().strip().rstrip("/"), int(data[position + 48 : position + 58])
         position += 60
         if name.startswith("data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(data[position : position + size])) as archive:
-                for member in archive:
-                    if member.isfile() and member.name.endswith(".sh3f"):
-                        target = Path(unpack_dir) / PurePosixPath(member.name).name
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        target.write_bytes(archive.extractfile(member).read())
-                        libraries.append(target)
+            try:
+                libraries += _unpack_libraries(data[position : position + size], unpack_dir)
+            except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError):
+                remedy = "unpack it with `dpkg -x FILE FOLDER` and give the folder, or download it again"
+                raise InputError(f"{deb}: its {name} is damaged, or of a compression that this Python does not read; {remedy}") from None
         position += size + size % 2
     return sorted(libraries)
+
+
+def _unpack_libraries(data: bytes, unpack_dir: Path) -> list[Path]:
+    """The libraries of a package's data archive, written into ``unpack_dir``."""
+    libraries = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            if member.isfile() and member.name.endswith(".sh3f"):
+                target = Path(unpack_dir) / PurePosixPath(member.name).name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.extractfile(member).read())
+                libraries.append(target)
+    return libraries
 
 
 def list_objects(libraries: list[Path]) -> list[CorpusObject]:
@@ -103,7 +116,7 @@ def list_objects(libraries: list[Path]) -> list[CorpusObject]:
         try:
             with zipfile.ZipFile(library) as archive:
                 text = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
-        except (zipfile.BadZipFile, KeyError) as error:
+        except (zipfile.BadZipFile, zlib.error, KeyError) as error:
             raise InputError(f"{library}: not a furniture library ({error}); {HOW_TO_GET}") from None
         for block in parse_catalogue(text):
             member = block.get("model", "").lstrip("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sap3d.config import check_choices, check_limits
 from sap3d.errors import InputError
 
 
@@ -85,7 +86,21 @@ class RelPoseConfig:
     judge: bool = True  # with two or three photos, ask the learned judge of pairs too (relposepp/judge.py)
     cameras: str = ""  # camera file to take instead of an estimate; the mirror plane is looked for all the same
     symmetry: bool = True  # look for a mirror plane: as a reason to choose a configuration, and for stages 2 and 3
-    seed: int = 0  # seed of the random queries
+    seed: int = 0  # everything random in the stage
+
+    def check(self) -> None:
+        """Raises InputError for a setting that cannot be used."""
+        check_choices(self, {"search": ("look_at", "so3"), "aim": ("auto", "exact", "free"), "precision": ("fp32", "bf16", "fp16")})
+        check_limits(
+            self,
+            {
+                "hypotheses": (1, 1000), "candidates": (1, 100_000), "queries": (100, 10_000_000), "iterations": (0, 1_000_000_000), "starts": (100, 10_000_000), "beam": (4, 1_000_000),
+                "elevation_range_deg": (-85, 85), "azimuth_step_deg": (1, 45), "elevation_step_deg": (1, 170),
+            },
+        )  # fmt: skip
+        low, high = self.elevation_range_deg
+        if not low < high or self.elevation_step_deg > high - low:
+            raise InputError(f"elevation_range_deg={self.elevation_range_deg} must rise, by at least elevation_step_deg={self.elevation_step_deg:g}")
 
 
 @dataclass

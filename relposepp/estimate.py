@@ -11,7 +11,7 @@ from relposepp.adjust import LEAST_VIEWS, adjust
 from relposepp.config import RelPoseConfig
 from relposepp.inference import Grid, Hypothesis, NetworkScores, PairScores, Tables, search_look_at, search_so3
 from relposepp.symmetry import Symmetry
-from sap3d.cameras import FOV_RAD, RADIUS, Camera, rotation_angle_deg
+from sap3d.cameras import FOV_RAD, RADIUS, Camera, radius_at_fov, rotation_angle_deg
 from sap3d.errors import InputError
 from sap3d.images import resize
 
@@ -81,16 +81,19 @@ def estimate(images: list[np.ndarray], network, config: RelPoseConfig, device: s
 
     handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py); None: the protocol's, aims exact.
     """
+    features = features_of(images, network, device)
+    return choose(NetworkScores(network, features), radius_of(network, features), images, config, handheld_fov_rad)
+
+
+def features_of(images: list[np.ndarray], network, device: str = "cpu"):
+    """The network's features (N, D), a tensor, of the photos of one scene."""
     import torch
 
-    network_config = network.config
-    inputs, crop = network_inputs(images, network_config.image_size, network_config.crop_bases > 0)
+    config = network.config
+    inputs, crop = network_inputs(images, config.image_size, config.crop_bases > 0)
     with torch.no_grad():
-        crop_tensor = torch.from_numpy(crop)[None].to(device) if network_config.crop_bases else None
-        features = network.features(torch.from_numpy(inputs)[None].to(device), crop_tensor)[0]
-    radius = radius_of(network, features)
-    scores = NetworkScores(network, features)
-    return choose(scores, radius, images, config, handheld_fov_rad)
+        crop_tensor = torch.from_numpy(crop)[None].to(device) if config.crop_bases else None
+        return network.features(torch.from_numpy(inputs)[None].to(device), crop_tensor)[0]
 
 
 def radius_of(network, features) -> np.ndarray:
@@ -233,6 +236,8 @@ def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores,
         confidence[0] = confidence[1:].mean()  # the first view is the frame: it is as sure as the others are about it
     if kept[0].radius is not None:
         radius = np.clip(kept[0].radius, *RADIUS_RANGE)
+    elif fov_rad:  # the translation head has seen the protocol's field of view alone
+        radius = radius_at_fov(radius, fov_rad)
     cameras = rot.cameras_from_angles(kept[0].elevation_rad, kept[0].azimuth_rad, radius, fov_rad or [FOV_RAD] * len(radius))
     grid = np.deg2rad(np.arange(-50.0, 75.0, 2.5))
     head = [float(np.rad2deg(grid[int(np.argmax(scores.elevation(v, grid)))])) for v in range(len(radius))]

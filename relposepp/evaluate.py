@@ -21,9 +21,9 @@ import numpy as np
 from relposepp.config import RelPoseConfig
 from relposepp.rotations import look_at_rotation
 from sap3d.cameras import FOV_RAD, RADIUS, rotation_angle_deg
-from sap3d.config import load_config, resolve_device
+from sap3d.config import as_dict, load_config, resolve_device
 from sap3d.errors import InputError, cli
-from sap3d.scene import Scene, atomic_path, root_dir, write_json
+from sap3d.scene import Scene, atomic_path, fingerprint, read_pose, root_dir, write_json
 
 
 def pair_errors_deg(rotations: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def typed_scenes(kind: str, views: int, limit: int | None):
         except InputError as error:
             print(f"left out: {error}")
             continue
-        poses = np.stack([np.load(scene.truth_poses_dir / f"{view}.npy") for view in photos])
+        poses = np.stack([read_pose(scene.truth_poses_dir / f"{view}.npy") for view in photos])
         fov = fields_of_view(scene, list(photos))
         rotations = (poses if fov is None else look_at_origin(camera_centers(poses)))[:, :, :3]
         yield name, list(photos.values()), rotations, np.linalg.norm(camera_centers(poses), axis=1), fov
@@ -134,22 +134,25 @@ def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, 
 # --- re-ranking: each term alone, and the fit of the weights ----------------------------------------------------------
 def candidates_of(photos, network, config: RelPoseConfig, device: str):
     """The re-ranker of a scene, and the configurations that it chooses from."""
-    import torch
-
-    from relposepp.estimate import network_inputs, propose, reranker_of
+    from relposepp.estimate import features_of, propose, reranker_of
     from relposepp.inference import NetworkScores
 
-    inputs, _ = network_inputs(photos, network.config.image_size, False)
-    with torch.no_grad():
-        scores = NetworkScores(network, network.features(torch.from_numpy(inputs)[None].to(device))[0])
+    scores = NetworkScores(network, features_of(photos, network, device))
     reranker = reranker_of(scores, photos, config)
     return reranker, reranker.search(propose(scores, config))
+
+
+def refuse_handheld(name: str, fov_rad: list[float] | None) -> None:
+    """Raises InputError for a scene of photos taken by hand: configurations are compared for cameras that look at the object's centre."""
+    if fov_rad is not None:
+        raise InputError(f"{name}: --fit, --alone and --judge are for photos that look at the object's centre, not for those of dataset.photos; leave the option out")
 
 
 def candidate_terms(scenes, network, config: RelPoseConfig, device: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """A scene: terms (K, T) of the configurations that the re-ranking chooses from, and their mean pair errors (K,)."""
     found = []
-    for _, photos, truth, _, _ in scenes:
+    for name, photos, truth, _, fov in scenes:
+        refuse_handheld(name, fov)
         reranker, solution = candidates_of(photos, network, config, device)
         rotations = look_at_rotation(solution.elevation.double().numpy(), solution.azimuth.double().numpy())
         found.append((reranker.terms(solution), np.array([np.mean(pair_errors_deg(r, truth)) for r in rotations])))
@@ -204,7 +207,8 @@ def collect_candidates(scenes, network, config: RelPoseConfig, device: str, cach
     if cache and cache.is_file():
         return Candidates.read(cache)
     found = []
-    for name, photos, truth, _, _ in scenes:
+    for name, photos, truth, _, fov in scenes:
+        refuse_handheld(name, fov)
         reranker, solution = candidates_of(photos, network, config, device)
         reranker.judge = None
         score = reranker.terms(solution) @ reranker.weights
@@ -271,8 +275,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--fit works on the corpus alone, and not on its test part: leave --type out")
     config = load_config(RelPoseConfig, None, arguments.settings)
 
-    from relposepp.network import load_network
-    from relposepp.rerank import TERMS, weights_for
+    from relposepp.network import TINY_WEIGHTS, load_network
+    from relposepp.rerank import TERMS, WEIGHTS, weights_for
 
     device = resolve_device(config.device)
     network, results = load_network(config.weights, device, config.precision), {}
@@ -287,8 +291,9 @@ def main(argv: list[str] | None = None) -> None:
             from relposepp.judge import load_judge
 
             print(f"{views} views")
-            sets = f"_sets{arguments.sets}" if arguments.type and arguments.sets else ""
-            cache = arguments.cache / f"judge_candidates_{arguments.type or arguments.part}_{views}{sets}.npz"
+            chosen_from = {"settings": as_dict(config), "scenes": arguments.scenes, "sets": arguments.sets, "corpus": arguments.corpus, "weights": [list(w) for w in WEIGHTS.values()]}
+            made_of = fingerprint(chosen_from, {"network": Path(config.weights or TINY_WEIGHTS)})[:8]
+            cache = arguments.cache / f"judge_candidates_{arguments.type or arguments.part}_{views}_{made_of}.npz"
             compare_judge(collect_candidates(scenes, network, config, device, cache), load_judge(arguments.judge))
             continue
         if arguments.fit or arguments.alone:

@@ -18,7 +18,7 @@ import torch
 
 from relposepp.multistart import distinct
 from relposepp.tangency import Slack, Solution, Tangency
-from sap3d.cameras import FOV_RAD, RADIUS, wrap_to_pi
+from sap3d.cameras import RADIUS, radius_at_fov, wrap_to_pi
 
 SIGMA_RAD = 0.004  # error of an outline: masks by a network, 2 to 3 pixels of 512
 SLACK = Slack(radius=0.08, aim=0.02, roll=0.015)  # snapshots: aim off by 0.01 to 0.03 about the box's middle, roll by a degree
@@ -78,8 +78,8 @@ class Handheld:
         azimuth[rest:] = generator.permuted(azimuth[rest:], axis=1)
         azimuth = np.concatenate([np.zeros((count, 1)), azimuth], 1)
         # The distance at which the object fills as much of the photo as in the protocol.
-        radius = [RADIUS * np.tan(FOV_RAD / 2) / np.tan(np.clip(fov, np.deg2rad(28), np.deg2rad(80)) / 2) for fov in self.fov_rad]
-        return torch.from_numpy(elevation).float(), torch.from_numpy(azimuth).float(), torch.tensor(radius).float().expand(count, n).clone()
+        radius = radius_at_fov(RADIUS, np.clip(self.fov_rad, np.deg2rad(28), np.deg2rad(80)))
+        return torch.from_numpy(elevation).float(), torch.from_numpy(azimuth).float(), torch.from_numpy(radius).float().expand(count, n).clone()
 
     def _agree(self, elevation, azimuth, radius, steps: int, start_sigma: float = 0.02, turn=None) -> Solution:
         return self.tangency.solve(elevation, azimuth, radius, self.views, steps, prior_deg=ELEVATION_DEG, slack=SLACK, start_sigma=start_sigma, turn=turn)

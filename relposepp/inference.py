@@ -54,7 +54,6 @@ class NetworkScores:
 
     def __init__(self, network, features):
         self.network, self.features, self.views = network, features, len(features)
-        self._embedded: dict[int, object] = {}
 
     def _query(self, relative: np.ndarray):
         import torch

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relposepp.tangency import axes_of
-from sap3d.cameras import FOV_RAD, RADIUS
+from sap3d.cameras import FOV_RAD, RADIUS, radius_at_fov
 from sap3d.errors import InputError, first_line
 
 BUNDLED = Path(__file__).parent / "weights" / "judge"
@@ -260,7 +260,7 @@ class SceneJudge:
 
         self.judge, self.scale = judge, 1.0
         if fov_rad:
-            likely = RADIUS * TANGENT / np.tan(np.asarray(fov_rad) / 2)  # where the object fills as much of the photo as in the protocol
+            likely = radius_at_fov(RADIUS, fov_rad)  # where the object fills as much of the photo as in the protocol
             scale = np.clip(likely, *KNOWN_RADIUS) / likely
             images = [at_field_of_view(image, fov, s) for image, fov, s in zip(images, fov_rad, scale)]
             self.scale = torch.from_numpy(scale).float().to(judge.offsets.device)

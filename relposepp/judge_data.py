@@ -300,7 +300,7 @@ def hard_hypotheses(rays: Tensor, radius: Tensor, truth: Tensor, count: int, gen
     drawn = drawn.gather(1, best[..., None].expand(-1, -1, 3))
     # The other way round, and turned by 180 degrees: what colours and symmetric things confuse.
     copies = 6
-    special = torch.stack([truth[:, 2] * 0 - truth[:, 2], truth[:, 2] + np.pi, np.pi - truth[:, 2]], 1).repeat(1, copies)
+    special = torch.stack([-truth[:, 2], truth[:, 2] + np.pi, np.pi - truth[:, 2]], 1).repeat(1, copies)
     special = torch.cat([truth[:, None, :2].expand(-1, special.shape[1], -1), special[..., None]], -1)
     special = special + 0.1 * torch.randn(special.shape, generator=generator, device=device)
     noise = np.deg2rad(3.0) * uniform(pairs, 1, 1) * torch.randn(pairs, 1, 3, generator=generator, device=device).clamp(-1.5, 1.5)

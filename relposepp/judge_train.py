@@ -24,6 +24,7 @@ from relposepp.judge import JudgeConfig, PairJudge, load_judge, save_judge
 from relposepp.judge_data import DeviceCorpus, Pairs, augment, hard_hypotheses, read_corpora
 from sap3d.config import load_config, resolve_device
 from sap3d.errors import InputError, cli, first_line
+from sap3d.interrupt import Stop, finish_step_first
 from sap3d.scene import atomic_path
 
 
@@ -249,18 +250,17 @@ class JudgeTrainer:
 
     def run(self) -> PairJudge:
         """Train to the end of the time or of the steps; returns the averaged judge. Everything is saved when it ends."""
-        try:
-            self._train()
-        except KeyboardInterrupt:
+        with finish_step_first() as stop:
+            self._train(stop)
             self.save()
-            raise
-        self.save()
+        if stop.requested:
+            stop.leave()
         if self.check is not None:
             self._measure()
             self.save()
         return self.averaged
 
-    def _train(self) -> None:
+    def _train(self, stop: Stop) -> None:
         config = self.config
         self.trained = saved = reported = validated = time.monotonic()
         since, totals = self.step, None
@@ -270,7 +270,7 @@ class JudgeTrainer:
             self.part = self.progress()
             now = time.monotonic()
             done = self.step >= config.steps if config.steps else now > end - 2 * slowest - 1
-            if done or (config.stop_at and self.step >= config.stop_at):
+            if done or stop.requested or (config.stop_at and self.step >= config.stop_at):
                 break
             figures = torch.stack(self.one_step())
             totals = figures if totals is None else totals + figures

@@ -69,7 +69,7 @@ def refine(tangency: Tangency, elevation, azimuth, radius, views: list[int], kee
     """Levenberg-Marquardt in two rounds, the second for the better part only; distinct solutions, best first."""
     solution = tangency.solve(elevation, azimuth, radius, views, 5, MIDDLE_RAD, start_sigma=COARSE_RAD, slack=slack)
     solution = solution[torch.argsort(solution.cost, stable=True)[: max(3 * keep, len(elevation) // 4)]]
-    # The belief in the radii is about where they started, which the second round begins with again.
+    # The belief in the radii is about those that a round begins with, and the cost holds nothing against them: over rounds they may drift further.
     solution = tangency.solve(solution.elevation, solution.azimuth, solution.radius, views, 6, start_sigma=MIDDLE_RAD, slack=slack, turn=solution.turn)
     return distinct(solution, keep, apart_deg)
 

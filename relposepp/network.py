@@ -334,6 +334,8 @@ def load_network(folder: Path | str | None = None, device: str = "cpu", precisio
         network = RelPose(NetworkConfig(**values))
         state = load_file(folder / "model.safetensors")
         network.load_state_dict(_full_precision(state))
+    except InputError as error:
+        raise InputError(f"{folder}/config.json: {error}") from None
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder}: not weights of this RelPose++ network ({first_line(error)})") from None
     except Exception as error:  # safetensors raises its own type for damaged files

@@ -112,13 +112,13 @@ class Revolution:
         elevation, radius = torch.as_tensor(elevation_rad).float(), torch.as_tensor(radius).float()
         profile = self.profile(elevation, radius)
         colour, weight = self._pictures(elevation, radius, profile)
-        n, shift = self.views, (torch.arange(self.TURNS)[:, None] + torch.arange(self.TURNS)) % self.TURNS
+        n = self.views
         agreement = torch.zeros(n, n, self.TURNS)
         for i in range(n):
             seen = (weight[i].sum(0) > 0).nonzero()[:, 0]
             for j in range(i + 1, n):
                 # What photo i sees at an angle, seen from photo j: at that angle less the azimuth between them.
-                moved = (shift[:, seen] - 2 * torch.arange(self.TURNS)[:, None]) % self.TURNS  # (TURNS, A)
+                moved = (seen - torch.arange(self.TURNS)[:, None]) % self.TURNS  # (TURNS, A)
                 both = torch.minimum(weight[i][:, None, seen], weight[j][:, moved])  # (Z, TURNS, A)
                 gap = (colour[i][:, :, None, seen] - colour[j][:, :, moved]).square().mean(0).sqrt()
                 whole = 0.5 * (weight[i].sum() + weight[j].sum()).clamp_min(1e-6)

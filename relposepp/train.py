@@ -23,6 +23,7 @@ from relposepp.network import TINY_WEIGHTS, RelPose, save_network
 from relposepp.rotations import random_look_at_relative, relative_rotation
 from sap3d.config import load_config, resolve_device
 from sap3d.errors import InputError, cli
+from sap3d.interrupt import finish_step_first
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
 
@@ -195,8 +196,8 @@ class Trainer:
         config, begin, saved = self.config, time.time(), time.time()
         sums: dict[str, list[float]] = {}
         before = self.seconds
-        with Progress("relposepp train", config.steps, 30.0, self.step) as progress:
-            while self.step < config.steps:
+        with finish_step_first() as stop, Progress("relposepp train", config.steps, 30.0, self.step) as progress:
+            while self.step < config.steps and not stop.requested:
                 for name, value in self.one_step().items():
                     sums.setdefault(name, []).append(value)
                 progress.update(self.step, f"rotation {np.mean(sums['rotation'][-100:]):.3f}")
@@ -216,7 +217,9 @@ class Trainer:
                 if out_of_time:
                     print(f"stopped after {config.minutes} minutes at step {self.step} of {config.steps}; run again to go on")
                     break
-        self.save()
+            self.save()
+        if stop.requested:
+            stop.leave()
         return self.averaged()
 
     def write_curves(self) -> None:

@@ -15,9 +15,10 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from sap3d.cameras import OPENCV_FROM_OPENGL, Camera, turn_matrix
+from sap3d.config import add_scene_arguments
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import input_files, load_input_views
-from sap3d.scene import Scene, read_cameras, read_json, read_turns, write_cameras, write_json, write_text
+from sap3d.scene import Scene, cameras_of, read_json, read_turns, write_cameras, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,8 @@ def export(scene: Scene, out: Path) -> Path:
 
     COLMAP and nerfstudio get the cameras of the photo files; cameras.yaml has the project's own, against which photos may be turned.
     """
-    cameras = read_cameras(scene.refined_cameras)
     photos = load_input_views(scene)
-    missing = [name for name in photos if name not in cameras]
-    if missing:
-        raise InputError(f"{scene.refined_cameras}: has no camera for view {missing[0]}; run stage 2 again")
+    cameras = cameras_of(scene.refined_cameras, photos, "run stage 2 again")
     turns = read_turns(scene.initial_cameras) if scene.initial_cameras.is_file() else {}
     paths = {name: input_files(scene, [name])[f"photo {name}"] for name in photos}
     placed = {name: photo_camera(cameras[name], photo.shape[0], turns.get(name)) for name, photo in photos.items()}
@@ -124,9 +122,7 @@ def export(scene: Scene, out: Path) -> Path:
 
 def main() -> None:
     parser = ArgumentParser(prog="python -m sap3d.camera_export", description="Write an object's refined cameras for COLMAP and nerfstudio.")
-    parser.add_argument("--type", required=True)
-    parser.add_argument("--object", required=True)
-    parser.add_argument("--views", type=int, required=True)
+    add_scene_arguments(parser)
     parser.add_argument("--out", type=Path, help="folder (default: cameras/ beside the object's results)")
     arguments = parser.parse_args()
     scene = Scene(arguments.type, arguments.object, arguments.views)

@@ -65,6 +65,11 @@ def azimuths_from_first(cameras: Mapping[str, Camera]) -> dict[str, Camera]:
     return {name: camera.with_azimuth_offset(-first) for name, camera in cameras.items()}
 
 
+def radius_at_fov(radius, fov_rad):
+    """Distance at which an object fills as much of a photo of this field of view as it does at ``radius`` of one of the protocol's (``FOV_RAD``)."""
+    return radius * np.tan(FOV_RAD / 2) / np.tan(np.asarray(fov_rad) / 2)
+
+
 def wrap_to_pi(angle_rad):
     """Angle(s) mapped to [-pi, pi)."""
     return (np.asarray(angle_rad) + np.pi) % (2 * np.pi) - np.pi

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Sequence, TypeVar
+from typing import Mapping, Sequence, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +20,7 @@ Config = TypeVar("Config")
 def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Sequence[str] = (), preset: str = "") -> Config:
     """``cls()`` < the preset < the YAML file < ``key=value`` overrides. An unknown key or a wrong type raises InputError.
 
-    preset: a name of sap3d/presets, whose section ``cls.SECTION`` counts.
+    preset: a name of sap3d/presets, whose section ``cls.SECTION`` counts. A class with a method ``check`` has it called.
     """
     merged = OmegaConf.structured(cls)
     if preset:
@@ -36,11 +36,11 @@ def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Seq
             raise InputError(f"{yaml_path}: not valid YAML ({first_line(error)})") from None
         merged = _merge(merged, loaded, str(yaml_path), cls)
     for item in overrides:
-        key, separator, _ = item.partition("=")
+        key, separator, value = item.partition("=")
         if not separator or not key:
             raise InputError(f"{item!r} is not of the form key=value")
         try:
-            one = OmegaConf.from_dotlist([item])
+            one = OmegaConf.from_dotlist([item if value else f"{key}=''"])  # nothing is the empty text
         except Exception as error:
             raise InputError(f"{item!r} cannot be read as key=value ({first_line(error)})") from None
         merged = _merge(merged, one, item, cls)
@@ -56,7 +56,24 @@ def load_config(cls: type[Config], yaml_path: Path | None = None, overrides: Seq
             raise InputError(f"device {value!r} is unknown: use auto, cpu or cuda")
         if field.name == "seed" and not 0 <= value < 10**10:
             raise InputError(f"seed={value} must lie in 0 .. 9999999999")
+    if hasattr(config, "check"):
+        config.check()
     return config
+
+
+def check_limits(config, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Raises InputError for a number, or a number of a list, of ``config`` that is not between its two limits."""
+    for name, (low, high) in limits.items():
+        value = getattr(config, name)
+        if not all(low <= number <= high for number in (value if isinstance(value, (list, tuple)) else [value])):
+            raise InputError(f"{name}={value} must lie in {low:g} .. {high:g}")
+
+
+def check_choices(config, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raises InputError for a word of ``config`` that is not among its choices."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise InputError(f"{name}={getattr(config, name)!r} is unknown: use one of {', '.join(known)}")
 
 
 def _merge(base, update, source: str, cls):
@@ -74,9 +91,7 @@ def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | N
     """
     defaults = "\n".join(f"  {f.name} = {getattr(cls(), f.name)!r}" for f in dataclasses.fields(cls))
     parser = ArgumentParser(description=description, epilog=f"settings (key=value):\n{defaults}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--type", required=True, help="dataset type: a folder of dataset/data/train")
-    parser.add_argument("--object", required=True, help="object: a folder of that type")
-    parser.add_argument("--views", type=_whole_number, required=True, help="number of photos to use")
+    add_scene_arguments(parser)
     parser.add_argument("--config", type=Path, help="YAML file with settings of this stage")
     parser.add_argument("--preset", default="", help="settings under all others: tiny (the defaults), full or full-11gb (published weights, docs/FULL_PRESET.md)")
     parser.add_argument("--quick", action="store_true", help="fewer steps: a first look in a fraction of the time")
@@ -87,6 +102,13 @@ def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | N
         os.environ["SAP3D_DRY_RUN"] = "1"
     quick = list(getattr(cls, "QUICK", ())) if arguments.quick else []
     return arguments, load_config(cls, arguments.config, quick + list(arguments.settings), arguments.preset)
+
+
+def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name an object and a number of photos: what ``sap3d.scene.Scene`` takes."""
+    parser.add_argument("--type", required=True, help="dataset type: a folder of dataset/data/train")
+    parser.add_argument("--object", required=True, help="object: a folder of that type")
+    parser.add_argument("--views", type=_whole_number, required=True, help="number of photos to use")
 
 
 def _whole_number(text: str) -> int:
@@ -108,6 +130,8 @@ def resolve_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {name}: no CUDA GPU can be used here; set device=cpu or install a CUDA build of PyTorch")
+    if name.startswith("cuda:") and not (name[5:].isdigit() and int(name[5:]) < torch.cuda.device_count()):
+        raise InputError(f"device {name}: there are {torch.cuda.device_count()} GPUs here, counted from 0; set another one, or cpu")
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise InputError(f"device {name!r} is unknown: use auto, cpu or cuda")
     return name

@@ -21,7 +21,10 @@ class InputError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, whose complaint is one line like every other error of the project."""
+    """argparse's, whose complaint is one line like every other error of the project; settings may stand before, between and behind the options."""
+
+    def parse_args(self, args=None, namespace=None):
+        return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str):
         print(f"error: {' '.join(message.split())}; {self.prog} --help lists the options", file=sys.stderr)
@@ -43,7 +46,7 @@ def one_line(error: BaseException, lower: str = "the batch size") -> str | None:
         if number == errno.EFBIG:
             return f"{name} is larger than a file may be here (ulimit -f): raise that limit and run the same command again"
         if isinstance(cause, OSError) and number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return f"{name} cannot be written ({cause.strerror}): change its permissions or choose another root with ROOT_DIR"
+            return f"{name} cannot be read or written ({cause.strerror}): change its permissions or choose another root with ROOT_DIR"
         if isinstance(cause, OSError) and number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP):
             return f"{name} cannot be used ({cause.strerror}): remove what is in its place or choose another root with ROOT_DIR"
         if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or any(part in text for part in _MEMORY) or number == errno.ENOMEM:

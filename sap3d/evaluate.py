@@ -24,18 +24,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from sap3d.cameras import camera_from_pose, protocol_test_cameras, wrap_to_pi
-from sap3d.config import resolve_device
+from sap3d.cameras import Camera, camera_from_pose, protocol_test_cameras, wrap_to_pi
+from sap3d.config import check_limits, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.evaluation_pictures import SHEET_VIEWS, silhouette_agreement, write_camera_plot, write_contact_sheet
 from sap3d.images import load_input_views, load_rgb, load_rgba
 from sap3d.mesh_load import RenderMesh, load_mesh, load_mesh_normalised
 from sap3d.metrics import pose, shape
 from sap3d.results import load_results, summary_lines
-from sap3d.scene import REPOSITORY, Scene, atomic_path, completion_record, read_cameras, read_json, stage_complete, write_json
+from sap3d.scene import REPOSITORY, Scene, atomic_path, completion_record, read_cameras, read_json, read_pose, stage_complete, write_json
 from sap3d.stage import run_stage
 
-_FORMAT = 1  # raise when figures change their meaning, so that old results are measured again
+FORMAT = 1  # raise when figures change their meaning, so that old results are measured again
 
 
 @dataclass
@@ -46,16 +46,19 @@ class EvaluationConfig:
 
     QUICK: ClassVar[tuple[str, ...]] = ()  # evaluation is the same in a quick run
 
+    def check(self) -> None:
+        """Raises InputError for a setting that cannot be used."""
+        check_limits(self, {"size": (16, 4096)})
+
 
 def main(scene: Scene, config: EvaluationConfig) -> Path:
     """Evaluate ``scene``; returns the path of results.json. Does nothing when it is up to date."""
-    if not 16 <= config.size <= 4096:
-        raise InputError(f"size={config.size} must lie in 16 .. 4096 pixels")
+    config.check()
     target = scene.results_dir / "results.json"
     record, inputs = scene.results_dir / "record.json", _inputs(scene)
     if not any(inputs[name].exists() for name in ("novel_views", "renders", "mesh", "refined_cameras", "initial_cameras")):
         raise InputError(f"{scene.type} {scene.object} with {scene.views} views: nothing to evaluate below {scene.root}; run the stages first")
-    settings = {"size": config.size, "format": _FORMAT}
+    settings = {"size": config.size, "format": FORMAT}
     outputs = [target, scene.results_dir / "contact_sheet.png", scene.results_dir / "per_view.csv"]
     if config.force or not stage_complete(record, settings, inputs, outputs):
         with completion_record(record, "evaluate", settings, inputs):
@@ -93,8 +96,8 @@ def _evaluate(scene: Scene, config: EvaluationConfig, target: Path) -> None:
         for label, path in (("initial", scene.initial_cameras), ("refined", scene.refined_cameras))
         if path.is_file() or notes.append(f"no {label} cameras: {_short(scene, path)} is missing")
     }
-    true_poses = _true_poses(scene, notes)
     final = cameras.get("refined") or cameras.get("initial") or {}
+    true_poses = _true_poses(scene, final, notes)
     mesh = _mesh(scene, notes)
 
     result: dict = {"NAME": scene.object, "type": scene.type, "views": scene.views}
@@ -189,15 +192,16 @@ def _true_views(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
     return {name: load_rgb(folder / f"{name}.png") for name in names}
 
 
-def _true_poses(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
+def _true_poses(scene: Scene, cameras: dict[str, Camera], notes: list[str]) -> dict[str, np.ndarray]:
+    """The true cameras by view; none where they are of other views than ``cameras``, which cannot be compared with them."""
     folder = scene.truth_poses_dir
     paths = sorted(folder.glob("*.npy")) if folder.is_dir() else []
     if not paths:
         notes.append(f"no true cameras: {_short(scene, folder)} is missing")
-    poses = {path.stem: np.load(path, allow_pickle=False) for path in paths}
-    for name, matrix in poses.items():
-        if matrix.shape != (3, 4) or not np.isfinite(matrix).all():
-            raise InputError(f"{folder}/{name}.npy: not a finite 3 x 4 pose but {matrix.shape}; write camera_from_world [R|t]")
+    poses = {path.stem: read_pose(path) for path in paths}
+    if poses and cameras and not set(poses) & set(cameras):
+        notes.append(f"no true cameras: {_short(scene, folder)} has views {', '.join(poses)}, the photos are {', '.join(cameras)}")
+        return {}
     return poses
 
 

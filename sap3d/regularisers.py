@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from sap3d.cameras import Camera, camera_from_pose
-from sap3d.errors import InputError, first_line
+from sap3d.errors import InputError
 from sap3d.images import load_rgba, resize, to_uint8
-from sap3d.scene import atomic_path
+from sap3d.scene import atomic_path, load_array
 
 PACK_FORMAT = 1
 
@@ -40,17 +40,6 @@ class RegulariserObject:
     def over_white_with_cover(self) -> np.ndarray:
         """(V, S, S, 4) uint8: colour over white, and coverage."""
         return np.concatenate([self.over_white(), self.images[..., 3:]], -1)
-
-
-def load_array(path: Path, what: str) -> np.ndarray:
-    """The array of a .npy file, read without executing code; raises InputError: ``path`` is not ``what``."""
-    try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):  # an archive of arrays
-            raise ValueError("several arrays")
-        return array
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not {what} ({first_line(error)}); write it again with numpy.save") from None
 
 
 def list_regularisers(folder: Path) -> list[str]:

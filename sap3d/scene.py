@@ -17,10 +17,11 @@ import resource
 import shutil
 import tempfile
 import time
+import zipfile
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterable, Iterator, Mapping
 
 import numpy as np
 import yaml
@@ -28,7 +29,7 @@ import yaml
 from sap3d import __version__
 from sap3d.cameras import Camera
 from sap3d.energy import EnergyMeter
-from sap3d.errors import InputError
+from sap3d.errors import InputError, first_line
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUNDLED_ZERO123 = REPOSITORY / "sap3d" / "weights" / "tiny" / "zero123"  # the small model; here so that its hash needs no PyTorch
@@ -155,6 +156,34 @@ def read_cameras(path: Path) -> dict[str, Camera]:
         return {str(name): _camera(*(float(v[key]) for key in ("elevation_deg", "azimuth_deg", "radius", "fov_deg"))) for name, v in views.items()}
     except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a camera file ({type(error).__name__}: {str(error)[:300]}); delete it and run the stage again") from None
+
+
+def load_array(path: Path, what: str) -> np.ndarray:
+    """The array of a .npy file, read without executing code; raises InputError: ``path`` is not ``what``."""
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):  # an archive of arrays
+            raise ValueError("several arrays")
+        return array
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not {what} ({first_line(error)}); write it again with numpy.save") from None
+
+
+def read_pose(path: Path) -> np.ndarray:
+    """camera_from_world [R|t], (3, 4), of a .npy file of true cameras; raises InputError when it is missing or something else."""
+    pose = load_array(path, "a 3 x 4 pose")
+    if pose.shape != (3, 4) or pose.dtype.kind not in "fiu" or not np.isfinite(pose).all():
+        raise InputError(f"{path}: not a finite 3 x 4 pose but {pose.dtype} of shape {pose.shape}; write camera_from_world [R|t]")
+    return pose
+
+
+def cameras_of(path: Path, names: Iterable[str], remedy: str) -> dict[str, Camera]:
+    """The cameras of the views ``names``, in that order; raises InputError, which ends in ``remedy``, when the file lacks one."""
+    cameras, names = read_cameras(path), list(names)
+    missing = [name for name in names if name not in cameras]
+    if missing:
+        raise InputError(f"{path}: has no camera for view {', '.join(missing)}; {remedy}")
+    return {name: cameras[name] for name in names}
 
 
 def read_turns(path: Path) -> dict[str, np.ndarray]:

@@ -30,12 +30,13 @@ from typing import Iterable
 
 import numpy as np
 
+from sap3d import evaluate
 from sap3d.cameras import azimuths_from_first, camera_from_pose
 from sap3d.config import as_dict, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.report import flat_row, write_csv
 from sap3d.results import FIGURE, load_results, summary_lines
-from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, fingerprint, read_json, root_dir, write_cameras, write_json
+from sap3d.scene import BUNDLED_ZERO123, REPOSITORY, Scene, fingerprint, read_json, read_pose, root_dir, write_cameras, write_json
 
 STAGES = {"relposepp": "relposepp.run", "camerabooth": "camerabooth.run", "3D_Recon": "3D_Recon.threestudio.launch"}
 CONFIGS = (("relposepp.config", "RelPoseConfig"), ("camerabooth.config", "BoothConfig"), ("3D_Recon.threestudio.config", "ReconConfig"))
@@ -164,7 +165,7 @@ def write_true_cameras(scene: Scene) -> Path:
     paths = sorted(scene.truth_poses_dir.glob("*.npy"))[: scene.views]
     if len(paths) < scene.views:
         raise InputError(f"{scene.truth_poses_dir}: {len(paths)} true cameras where {scene.views} are needed")
-    cameras = {path.stem: camera_from_pose(np.load(path, allow_pickle=False)) for path in paths}
+    cameras = {path.stem: camera_from_pose(read_pose(path)) for path in paths}
     path = scene.root / "true_cameras" / scene.type / f"{scene.object}_view_{scene.views}.yaml"
     write_cameras(path, azimuths_from_first(cameras), source="ground truth")
     return path
@@ -194,6 +195,7 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
         "variant": key,
         "definition": definition(variant),
         "made_by": made_by(),
+        "made_from": made_from(suite, key),
         "commit": commit(),
         "cores": os.cpu_count(),
         "load_before": round(load, 2),
@@ -273,23 +275,24 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def up_to_date(row: dict | None, variant: Variant) -> bool:
-    """Whether a stored row was measured under the variant's settings with the present defaults and weights."""
-    return bool(row) and row["definition"] == definition(variant) and row.get("made_by") == made_by()
+def made_from(suite: Suite, key: str) -> dict:
+    """What else makes a row of a variant out of date: data, evaluation, and the definitions of the variants whose outputs it shares."""
+    return {"type": suite.type, "evaluation": list(suite.evaluation), "format": evaluate.FORMAT, "lineage": lineage(suite, key)}
+
+
+def up_to_date(row: dict | None, suite: Suite, key: str) -> bool:
+    """Whether a stored row was measured under the settings of variant ``key`` with the present defaults and weights."""
+    return bool(row) and row["definition"] == definition(suite.variants[key]) and row.get("made_by") == made_by() and row.get("made_from") == made_from(suite, key)
 
 
 def taken_row(name: str, suite: Suite, key: str, object_: str, views: int) -> dict | None:
     """A row that a suite of ``take_from`` has measured already, marked with that suite's name; None where there is none.
 
-    It must be up to date, of the same variant, object, number of views and evaluation, and so must be the settings of
-    the variants that it shares outputs with.
+    It must be up to date, of the same variant, object and number of views.
     """
     for other in suite.take_from:
-        source = load_suite(other)[1]
-        if (source.type, source.evaluation) != (suite.type, suite.evaluation) or lineage(source, key) != lineage(suite, key):
-            continue
-        for row in load_rows(other):
-            if row_key(row) == (key, object_, views) and up_to_date(row, suite.variants[key]):
+        for row in load_rows(other) if made_from(load_suite(other)[1], key) == made_from(suite, key) else ():
+            if row_key(row) == (key, object_, views) and up_to_date(row, suite, key):
                 return row | {"suite": name, "taken_from": row.get("taken_from", other)}
     return None
 
@@ -325,7 +328,7 @@ def add_row(name: str, suite: Suite, row: dict) -> None:
 
     Several processes may work on different objects of a suite at the same time: nobody else writes between reading and writing.
     """
-    lock = root_dir() / ".work" / "suites" / f"{name}.lock"
+    lock = ROWS / f".{name}.lock"  # beside the rows, which are the same for every ROOT_DIR
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # freed when the file is closed
@@ -350,7 +353,7 @@ def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[st
     for index, (key, object_, n) in enumerate(wanted):
         stored = {row_key(row): row for row in load_rows(name)}
         label = f"[{index + 1}/{len(wanted)}] {key}, {object_}, {n} views"
-        if up_to_date(stored.get((key, object_, n)), suite.variants[key]) and not arguments.again:
+        if up_to_date(stored.get((key, object_, n)), suite, key) and not arguments.again:
             print(f"{label}: measured already", flush=True)
             continue
         row = None if arguments.again else taken_row(name, suite, key, object_, n)
@@ -371,7 +374,7 @@ def plan_lines(name: str, suite: Suite, arguments: argparse.Namespace) -> list[s
     for key, object_, n in chosen_runs(suite, arguments):
         variant = suite.variants[key]
         taken = taken_row(name, suite, key, object_, n)
-        if up_to_date(stored.get((key, object_, n)), variant) and not arguments.again:
+        if up_to_date(stored.get((key, object_, n)), suite, key) and not arguments.again:
             what = "measured already"
         elif taken and not arguments.again:
             what = f"taken from {taken['taken_from']}"

@@ -104,8 +104,9 @@ def test_names_and_numbers(scene, capsys, monkeypatch, module):
 SETTINGS = {
     "relposepp.run": ("device=tpu", "search=all", "hypotheses=0", "azimuth_step_deg=0", "elevation_range_deg=[50, 10]", "weights=/nowhere", "device=cuda:0"),
     "camerabooth.run": ("device=tpu", "trained=all", "regulariser=best", "precision=fp4", "condition_strategy=best", "steps=0", "batch_size=0",
-                        "learning_rate=-1", "nvs_steps=0", "nvs_batch_size=0", "output_size=0", "model=/nowhere", "device=cuda:0"),
-    "3D_Recon.threestudio.launch": ("device=tpu", "steps=0", "grid=[]", "grid=[9999]", "texture=none", "sds_condition=best", "level_starts=[0.0,0.9,0.5]",
+                        "learning_rate=-1", "nvs_steps=0", "nvs_steps=1001", "nvs_batch_size=0", "output_size=0", "model=/nowhere", "device=cuda:0"),
+    "3D_Recon.threestudio.launch": ("device=tpu", "steps=0", "grid=[]", "grid=[9999]", "texture=none", "sds_condition=best", "level_starts=[0.0,0.9,0.5]", "final_rate=-0.1", "initial_density=0", "sds_t_start=[0.5]", "sds_elevations=[60,-45]",
+                                    "render_size=1", "prior_where_seen=-1", "free_rays=-1", "hull_margin=0.3",
                                     "model=/nowhere", "cameras=/nowhere.yaml", "device=cuda:0"),
     "sap3d.evaluate": ("size=0", "size=-5"),
 }  # fmt: skip
@@ -208,6 +209,8 @@ BAD_CALLS = {
     "T o 3 0 steps=3": "'steps=3' is not a setting",
     "T o 3 0 booth.stepz=3": "booth.stepz=3: Key 'stepz' not in 'BoothConfig'",
     "T o 3 0 recon.steps=many": "recon.steps=many",
+    "T o 3 0 recon.texture=foo": "recon.texture='foo' is unknown",
+    "T o 3 0 recon.grid=[32,64,96]": "one entry a level",
     "T o 9 0": "9 views were asked for but it holds 3",
     "T o;true 3 0": "plain name",
     "T $(true) 3 0": "plain name",
@@ -235,7 +238,7 @@ def test_environment(scene, tmp_path):
     assert "no such program" in drive("T", "o", "3", "0", PYTHON="/nowhere").stderr
     (tmp_path / "old").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "old").chmod(0o755)
-    assert "not Python 3.10" in drive("T", "o", "3", "0", PYTHON=str(tmp_path / "old")).stderr
+    assert "not Python 3.11" in drive("T", "o", "3", "0", PYTHON=str(tmp_path / "old")).stderr
     (tmp_path / "file").write_text("")
     done = drive("GSO_demo", "cactus", "3", "0", ROOT_DIR=str(tmp_path / "file"))
     assert done.returncode == 2 and "cannot be used as a folder" in done.stderr
@@ -251,6 +254,7 @@ def test_environment(scene, tmp_path):
         ("--object_type T --gpus a,b", "--gpus a,b"),
         ("--object_type T --set booth.stepz=3", "booth.stepz=3"),
         ("--object_type T --set stepz=3", "is not a setting"),
+        ("--object_type T --set booth.nvs_steps=0", "booth.nvs_steps=0 must lie in 1 .. 1000"),
     ),
 )
 def test_run_pipeline_py(scene, arguments, message):

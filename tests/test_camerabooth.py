@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,7 @@ def test_the_choice_of_trained_tensors_reaches_the_optimiser(tmp_path, choice):
 
 
 def test_unknown_choice_is_refused():
-    with pytest.raises(InputError, match="unet, attention, lora or projection"):
+    with pytest.raises(InputError, match="use one of unet, attention, lora, projection"):
         trained_parameters(tiny_random_model(0), "all")
 
 
@@ -274,6 +275,27 @@ def test_damaged_checkpoint(tmp_path, content):
         trained_run(tmp_path)
 
 
+@pytest.mark.parametrize("error", (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+def test_too_little_memory_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch, error):
+    def load(*_, **__):
+        raise error
+
+    (tmp_path / "checkpoint.pt").write_bytes(b"good")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        trained_run(tmp_path)
+
+
+@pytest.mark.parametrize("native", (True, False))
+def test_a_gpu_that_would_emulate_bf16_works_in_fp32(monkeypatch, native):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype, enabled: seen.append((device, dtype, enabled)) or nullcontext())
+    with training.compute_context("auto", torch.device("cuda"))():
+        pass
+    assert seen == [("cuda", torch.bfloat16, native)]
+
+
 class Hostile:
     def __reduce__(self):
         return (open, ("stolen.txt", "w"))
@@ -333,6 +355,18 @@ def test_a_list_of_regularisers_beside_the_photos_decides(tmp_path):
         choose_regularisers(scene, None, "similar", 8, 0)
 
 
+def test_a_list_that_counts_for_nothing_is_said(tmp_path, monkeypatch, capsys):
+    scene = Scene("T", "o", 1, tmp_path)
+    (tmp_path / "dataset/data/objaverse").mkdir(parents=True)  # in the place of the bundled objects
+    matches = tmp_path / "dataset/data/train/T/o/query_class/query_match_paths.npy"
+    matches.parent.mkdir(parents=True)
+    np.save(matches, np.array(["a"]))
+    assert choose_regularisers(scene, None, "similar", 8, 0) == []
+    printed = capsys.readouterr().out
+    assert "query_match_paths.npy counts for nothing" in printed and "objaverse holds no regulariser objects" in printed and printed.count("\n") == 1
+    assert choose_regularisers(scene, None, "random", 8, 0) == [] and not capsys.readouterr().out  # which ignores the list anyway
+
+
 # --- the stage on disk ------------------------------------------------------------------------------------------------
 def test_stage(make_scene, capsys):
     scene, config = make_scene(3)
@@ -356,6 +390,11 @@ def test_stage(make_scene, capsys):
     assert capsys.readouterr().out.count("skipped") == 1 and file_hash(scene.personal_dir) == before[1] != file_hash(scene.nvs_dir)
     run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
     assert "skipped" not in capsys.readouterr().out
+    for lost in (scene.personal_dir / "personal.safetensors", scene.nvs_dir / "preds" / "050.png"):  # outputs that others need are made again
+        lost.unlink()
+        run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
+        assert lost.is_file()
+    capsys.readouterr()
     tiny_random_model(1).save(Path(config.model), torch.float32)  # another base model in the same place
     run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
     assert "skipped" not in capsys.readouterr().out

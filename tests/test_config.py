@@ -37,6 +37,10 @@ def test_bad_settings(bad):
     assert "\n" not in line and len(line) < 400
 
 
+def test_nothing_behind_the_sign_is_the_empty_text():
+    assert load_config(Settings, None, ["mode=slow", "mode="]).mode == ""
+
+
 def test_unknown_key_names_the_known_ones():
     with pytest.raises(InputError, match="stepz.*known keys: steps, rate, mode"):
         load_config(Settings, None, ["stepz=3"])
@@ -59,6 +63,8 @@ def test_stage_arguments():
     arguments, config = stage_arguments("A stage", Settings, ["--type", "T", "--object", "o", "--views", "3", "--quick", "steps=5"])
     assert (arguments.type, arguments.object, arguments.views) == ("T", "o", 3)
     assert config == Settings(steps=5, rate=0.1)  # the command line is above --quick
+    _, config = stage_arguments("A stage", Settings, ["mode=slow", "--type", "T", "--object", "o", "--views", "3", "steps=5", "--quick", "on=false"])
+    assert config == Settings(steps=5, rate=0.1, mode="slow", on=False)  # settings between options
 
 
 @pytest.mark.parametrize("views", ("abc", "1.5", ""))

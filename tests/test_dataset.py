@@ -11,7 +11,7 @@ import pytest
 from mesh_examples import quadrants, write_cube, write_distributed_object, write_textured_square
 from PIL import Image
 
-from dataset import corpus, demo, gso, make_splits, sweethome
+from dataset import corpus, demo, gso, make_splits, render, sweethome
 from dataset.corpus_reader import PARTS, CorpusReader, premultiplied, split_ids
 from dataset.mesh_io import save_obj
 from dataset.render import RenderSettings, object_folders, protocol_input_cameras, random_input_cameras, render_object
@@ -93,11 +93,48 @@ def test_render_object_writes_the_layout_once(tmp_path):
     stamp = (test / "images" / "000.png").stat().st_mtime_ns
     assert render_object(mesh, "T", "cube", tmp_path, SMALL) is False
     assert (test / "images" / "000.png").stat().st_mtime_ns == stamp
-    (train / "render.json").unlink()  # as after a kill: the record comes last
-    assert render_object(mesh, "T", "cube", tmp_path, SMALL) is True
+    (test / "images" / "000.png").unlink()
+    (train / "render.json").write_text("{")  # damaged
+    assert render_object(mesh, "T", "cube", tmp_path, SMALL) is True and (test / "images" / "000.png").is_file()
     assert render_object(mesh, "T", "cube", tmp_path, RenderSettings(views=4, input_size=32, test_size=16)) is True
     again = load_mesh_normalised(model / "meshes" / "model.obj")
     assert again.vertices.max() == pytest.approx(0.5) and len(again.faces) == 12
+
+
+def test_a_rendering_that_was_killed_is_done_again(tmp_path, monkeypatch):
+    """Also with the settings of before it: the true views are of the new ones by then."""
+    mesh = load_mesh_normalised(write_cube(tmp_path / "source"))
+    other = RenderSettings(views=2, input_size=32, test_size=32)
+    train, test, _ = object_folders(tmp_path, "T", "cube")
+    render_views = render.render_views
+
+    def killed(renderer, folder, views, size, supersample):
+        if len(views) <= 8:  # the input views come last
+            raise KeyboardInterrupt
+        render_views(renderer, folder, views, size, supersample)
+
+    for before in (None, SMALL):
+        if before is not None:
+            assert render_object(mesh, "T", "cube", tmp_path, before) is True
+        monkeypatch.setattr(render, "render_views", killed)
+        with pytest.raises(KeyboardInterrupt):
+            render_object(mesh, "T", "cube", tmp_path, other)
+        monkeypatch.undo()
+    assert load_rgba(test / "images" / "000.png").shape[0] == 32 and load_rgba(train / "images" / "000.png").shape[0] == 32
+    assert render_object(mesh, "T", "cube", tmp_path, SMALL) is True
+    assert load_rgba(test / "images" / "000.png").shape[0] == 16 and render_object(mesh, "T", "cube", tmp_path, SMALL) is False
+
+
+@pytest.mark.parametrize("own", ["train/T/cube", "test/cube"])
+def test_a_folder_of_others_is_not_replaced(tmp_path, own):
+    """One that dataset.photos has made, say, or a user by hand."""
+    folder = tmp_path / "dataset/data" / own / "images"
+    folder.mkdir(parents=True)
+    (folder / "000.png").write_bytes(b"precious")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"{own}: was not rendered by this program.*--name"):
+        render_object(load_mesh_normalised(write_cube(tmp_path / "source")), "T", "cube", tmp_path, SMALL)
+    assert (folder / "000.png").read_bytes() == b"precious" and set(tmp_path.rglob("*")) - set(before) == set((tmp_path / "source").rglob("*")) | {tmp_path / "source"}
 
 
 def test_one_name_in_two_types(tmp_path):
@@ -209,20 +246,32 @@ def test_zip_with_a_link_is_refused(tmp_path):
         gso.unpack_zip(tmp_path / "Link.zip", tmp_path / "out")
 
 
+def write_damaged_zip(path):
+    """A deflated member with an impossible block type: zlib's own error, before any checksum."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.obj", "v 0 0 0\n" * 1000)
+    data = bytearray(path.read_bytes())
+    start = 30 + len("model.obj")
+    data[start : start + 4] = b"\xff" * 4
+    path.write_bytes(data)
+
+
 def test_one_bad_object_does_not_stop_the_others(tmp_path):
     write_distributed_object(tmp_path / "in" / "Good", quadrants())
     write_distributed_object(tmp_path / "in" / "NoTexture", None)
     (tmp_path / "in" / "Truncated.zip").write_bytes(b"PK\x03\x04 and nothing more")
     broken = write_distributed_object(tmp_path / "in" / "BrokenMesh", quadrants())
     (broken / "meshes" / "model.obj").write_text("mtllib model.mtl\nv 0 0 0\n")
+    write_damaged_zip(tmp_path / "in" / "Damaged.zip")
     result = run_module(
         "dataset.gso", tmp_path / "in", "--views", 2, "--input-size", 32, "--test-size", 16, "--root", tmp_path
     )  # fmt: skip
-    assert result.returncode == 2 and "1 of 4 objects" in result.stdout
+    assert result.returncode == 2 and "1 of 5 objects" in result.stdout
     errors = result.stderr.strip().splitlines()
-    assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
+    assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
     assert re.search("NoTexture.*texture.png is missing", result.stderr)
     assert re.search("BrokenMesh.*no triangles", result.stderr) and re.search("Truncated.zip.*unpacked", result.stderr)
+    assert re.search("Damaged.zip.*unpacked", result.stderr)
     assert (tmp_path / "dataset/data/test/Good/images/083.png").is_file()
     assert not (tmp_path / "dataset/data/test/NoTexture").exists()
 
@@ -275,6 +324,13 @@ def test_source_without_libraries_is_refused(tmp_path):
             sweethome.find_libraries(source, tmp_path / "unpacked")
 
 
+def write_deb(path, member, content):
+    data = b"!<arch>\n"
+    for name, body in (("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), (member, content)):
+        data += f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(body):<10}`\n".encode() + body + b"\n" * (len(body) % 2)
+    path.write_bytes(data)
+
+
 def test_debian_package_is_unpacked(library, tmp_path):
     import io
     import tarfile
@@ -282,13 +338,14 @@ def test_debian_package_is_unpacked(library, tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
         archive.add(library / "Scopia.sh3f", "./usr/share/sweethome3d/furniture/Scopia.sh3f")
-    members = [("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), ("data.tar.xz", buffer.getvalue())]
-    data = b"!<arch>\n"
-    for name, body in members:
-        data += f"{name:<16}{'0':<12}{'0':<6}{'0':<6}{'100644':<8}{len(body):<10}`\n".encode() + body + b"\n" * (len(body) % 2)
-    (tmp_path / "p.deb").write_bytes(data)
+    write_deb(tmp_path / "p.deb", "data.tar.xz", buffer.getvalue())
     found = sweethome.find_libraries(tmp_path / "p.deb", tmp_path / "unpacked")
     assert found[0].read_bytes() == (library / "Scopia.sh3f").read_bytes()
+    # A compression that Python cannot read (zstandard before 3.14), and a download that ended early
+    for member, content in (("data.tar.zst", b"\x28\xb5\x2f\xfd" + bytes(600)), ("data.tar.xz", buffer.getvalue()[: len(buffer.getvalue()) // 2])):
+        write_deb(tmp_path / "q.deb", member, content)
+        with pytest.raises(InputError, match=f"q.deb: its {member} .*dpkg -x"):
+            sweethome.find_libraries(tmp_path / "q.deb", tmp_path / "unpacked")
 
 
 def test_corpus_is_built_resumed_and_read_back(library, tmp_path, capfd):
@@ -325,6 +382,9 @@ def test_corpus_is_built_resumed_and_read_back(library, tmp_path, capfd):
     for bad in (lambda: CorpusReader(out, "all", size=50), lambda: CorpusReader(out, "rest"), lambda: CorpusReader(tmp_path / "none")):
         with pytest.raises(InputError):
             bad()
+    path.unlink()  # an object of the index without its file
+    with pytest.raises(InputError, match="scopia__box.npz: missing or damaged object of the corpus .* run python -m dataset.corpus again"):
+        CorpusReader(out, "all", size=64)
 
 
 def test_webp_keeps_pictures_close():

@@ -21,10 +21,10 @@ def scene(tmp_path):
     return make_scene(tmp_path)
 
 
-def start(scene, *options, **variables):
+def start(scene, *options, cwd=None, **variables):
     command = ["sh", str(REPOSITORY / "run_pipeline.sh"), "T", "o", "3", "cpu", *options]
     given = {**os.environ, "PYTHON": sys.executable, "ROOT_DIR": str(scene.root), **variables}
-    return subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    return subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=cwd,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
@@ -89,6 +89,14 @@ def test_dry_run_writes_nothing_and_says_why(scene):
     assert "would run: changed since it ran: setting weights, device" in first  # its record is of other settings
     assert "would run after that: python -m camerabooth.run --type T --object o --views 3 seed=7 steps=9" in second
     assert "3D_Recon.threestudio.launch --type T --object o --views 3 seed=7" in third and "sap3d.evaluate" in last
+
+
+def test_relative_paths_count_from_where_the_command_is_given_and_presets_are_two_words_too(scene, tmp_path):
+    (tmp_path / "mine").mkdir()
+    process = start(scene, "--dry-run", "relpose.cameras=mine.yaml", cwd=tmp_path / "mine")
+    assert process.wait() == 2 and process.stderr.read().startswith(f"error: {tmp_path}/mine/mine.yaml: no such camera file")
+    output, errors = start(scene, "--dry-run", "--preset", "tiny", "--seed", "3", "relpose.starts=500").communicate()
+    assert not errors and "camerabooth.run --type T --object o --views 3 seed=3 --preset=tiny" in output
 
 
 def test_stages_can_be_chosen(scene):
@@ -178,7 +186,7 @@ def test_a_killed_driver_takes_its_stage_along(scene):
         (OSError(28, "No space left on device", "/a/b"), "no space left on the disk while writing /a/b"),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "no space left"),
         (OSError(27, "File too large", "/a/b"), "ulimit -f"),
-        (PermissionError(13, "Permission denied", "/a/b"), "/a/b cannot be written (Permission denied)"),
+        (PermissionError(13, "Permission denied", "/a/b"), "/a/b cannot be read or written (Permission denied)"),
         (NotADirectoryError(20, "Not a directory", "/a/b"), "/a/b cannot be used"),
         (MemoryError(), "out of memory: lower booth.batch_size"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes."), "out of memory: lower booth.batch_size"),

@@ -186,6 +186,16 @@ def test_one_view_and_missing_parts(truth, tmp_path):
     assert result["3d_psnr_mean"] is None and result["CD"] is None and result["2d_psnr_mean"] == 100
 
 
+def test_true_cameras_of_other_views_are_left_out(truth, tmp_path):
+    shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
+    scene = Scene("TINY", "car", 3, tmp_path)
+    predict(scene)
+    for path in list(scene.truth_poses_dir.iterdir()):
+        path.rename(path.with_name(f"IMG_{path.name}"))
+    result = results.load_results(evaluate.main(scene, SMALL))
+    assert result["Rotation Error"] is None and any("has views IMG_000" in note for note in result["notes"])
+
+
 def test_bad_input_is_one_clear_line(truth, tmp_path):
     shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
     scene = Scene("TINY", "car", 3, tmp_path)
@@ -196,9 +206,10 @@ def test_bad_input_is_one_clear_line(truth, tmp_path):
     with pytest.raises(InputError, match="holds 83 of 84 novel views"):
         evaluate.main(scene, SMALL)
     predict(scene)
-    np.save(scene.truth_poses_dir / "001.npy", np.eye(4))
-    with pytest.raises(InputError, match="not a finite 3 x 4 pose"):
-        evaluate.main(scene, SMALL)
+    for wrong in (np.eye(4), np.full((3, 4), "x"), np.array([{}], dtype=object)):
+        np.save(scene.truth_poses_dir / "001.npy", wrong, allow_pickle=True)
+        with pytest.raises(InputError, match="001.npy: not a (finite )?3 x 4 pose"):
+            evaluate.main(scene, SMALL)
     assert not (scene.results_dir / "record.json").exists()
 
 
@@ -324,6 +335,18 @@ def test_new_weights_or_defaults_make_rows_out_of_date(small_suite, capsys, monk
     monkeypatch.setattr(suite, "made_by", lambda: "others")
     _, rows = run_small(variants=["full"])
     assert "measured already" not in capsys.readouterr().out and rows["full", "car", 2]["made_by"] == "others"
+
+
+def test_a_change_of_the_variant_whose_cameras_are_shared_makes_rows_out_of_date(small_suite, capsys):
+    run_small()
+    path = small_suite / "suites" / "small.yaml"
+    path.write_text(SUITE.replace("about: blurred,", "quick: true,"))
+    capsys.readouterr()
+    run_small()
+    assert capsys.readouterr().out.count("measured already") == 1  # oracle: it shares nothing
+    path.write_text(SUITE.replace("size=40", "size=48"))
+    run_small()
+    assert "measured already" not in capsys.readouterr().out
 
 
 def test_rows_are_of_default_settings_and_weights(monkeypatch):

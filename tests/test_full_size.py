@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import full_size
+from benchmarks import full_size, novel_views, prior_step
 from benchmarks.full_size import PUBLISHED, STAGES, keep, seconds_a_step, whole_object
-from sap3d.errors import cli
+from benchmarks.rows import replace_row
+from sap3d.errors import InputError, cli
 from sap3d.published.convert import PUBLISHED_PARAMETERS, build_part
 from sap3d.scene import REPOSITORY
 
@@ -64,13 +65,66 @@ def test_a_row_is_kept_at_once_and_replaces_its_like(rows, tmp_path):
     assert len(json.loads(path.read_text())) == len(rows) + 1
 
 
-@pytest.mark.parametrize("options, message", ((("--photos", "1"), "no pairs to train on"), (("--size", "small", "--record"), "no measurement")))
+@pytest.mark.parametrize("options, message", (
+    (("--photos", "1"), "no pairs to train on"), (("--size", "small", "--record"), "no measurement"), (("--steps", "0"), "--steps and --batch must be at least 1"),
+    (("--batch", "0"), "--steps and --batch must be at least 1"), (("--device", "cpu", "--record"), "--record: checks of cards"), (("--device", "cuda"), "no CUDA GPU can be used"),
+    (("--device", "tpu"), "device 'tpu' is unknown"),
+))  # fmt: skip
 def test_bad_options_are_one_line(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(full_size.subprocess, "run", lambda *_, **__: pytest.fail("a stage was begun"))
     monkeypatch.setattr(sys, "argv", ["full_size", *options])
     with pytest.raises(SystemExit) as ended:
         cli(full_size.main)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_peaks_of_another_batch_are_not_recorded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["full_size", "--device", "cuda", "--batch", "1", "--record"])
+    with pytest.raises(InputError, match="--record: .*leave --batch out"):
+        full_size.main()
+
+
+def test_a_damaged_file_is_named_and_stays_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "rows.json").write_text('[{"stage": "train"')
+    with pytest.raises(InputError, match="rows.json: not valid JSON"):
+        keep(tmp_path / "rows.json", {"stage": "train", "preset": "full", "size": "full", "photos": 2, "device": "a"})
+    assert (tmp_path / "rows.json").read_text() == '[{"stage": "train"'
+    monkeypatch.setattr(full_size, "FOLDER", tmp_path)
+    (tmp_path / "measured.json").write_text("[]")
+    with pytest.raises(InputError, match="measured.json: holds no dict of rows"):
+        full_size.record({"stage": "train", "preset": "full", "peak_gb": 1.0, "device": "a"})
+    monkeypatch.setattr(full_size.subprocess, "run", lambda *_, **__: pytest.fail("a stage was begun"))
+    monkeypatch.setattr(sys, "argv", ["full_size", "--device", "cpu", "--out", str(tmp_path / "rows.json")])
+    with pytest.raises(InputError, match="rows.json: not valid JSON"):
+        full_size.main()
+
+
+def test_a_row_takes_the_place_of_its_like(tmp_path):
+    path = tmp_path / "new" / "rows.json"
+    for row in ({"a": 2, "b": 1, "x": 0}, {"a": 1, "b": 1, "x": 0}, {"a": 2, "b": 1, "x": 1}):
+        rows = replace_row(path, row, ("a", "b"))
+    assert rows == json.loads(path.read_text()) == [{"a": 2, "b": 1, "x": 1}, {"a": 1, "b": 1, "x": 0}]
+    assert [row["a"] for row in replace_row(path, {"a": 0, "b": 1}, ("a", "b"), ordered=True)] == [0, 1, 2]
+    with pytest.raises(InputError, match="rows.json: a row has no a, c"):
+        replace_row(path, {"a": 0, "c": 1}, ("a", "c"))
+
+
+def test_the_device_that_is_measured_is_the_one_that_was_asked_for(monkeypatch):
+    """Of several GPUs, PyTorch's functions take the first where they are told of none."""
+    asked = []
+    for name in ("synchronize", "max_memory_reserved", "max_memory_allocated", "reset_peak_memory_stats", "get_device_name"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None, name=name: asked.append((name, device)) or 0)
+    monkeypatch.setattr(full_size, "train", lambda task: {})
+    full_size.clock("cuda:1")
+    full_size.one("train", full_size.Task("full", "cuda:1", None, 1, 2, "small"))
+    monkeypatch.setattr(prior_step, "step", lambda *_: asked.append(("step", "cuda:1")))
+    prior_step.timed(None, {}, None, "cuda:1", 1)
+    before = len(asked)
+    novel_views.timed(lambda: asked.append(("work", "cuda:1")), "cuda:1")
+    assert {device for _, device in asked} == {"cuda:1"}
+    assert [name for name, _ in asked[before:]] == ["synchronize", "work", "synchronize"]  # what was still on its way is nobody's time
 
 
 def test_the_full_size_is_the_published_one():

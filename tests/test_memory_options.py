@@ -8,7 +8,7 @@ import importlib
 import pytest
 import torch
 
-from camerabooth.config import BoothConfig, check_config
+from camerabooth.config import BoothConfig
 from camerabooth.training import PhotoPairs, fit
 from camerabooth.camera_table import CameraTable
 from relposepp.config import RelPoseConfig
@@ -58,7 +58,7 @@ def test_presets_are_settings_of_the_stages(tmp_path, monkeypatch):
         (tmp_path / "weights" / model).mkdir(parents=True)
     for name in ("full", "full-11gb"):
         booth, recon = load_config(BoothConfig, preset=name), load_config(RECON.ReconConfig, None, ["steps=7"], name)
-        check_config(booth), RECON.check_config(recon)
+        booth.check(), recon.check()
         assert booth.model == recon.model == str(tmp_path / "weights/zero123") and recon.steps == 7
         assert booth.weights_dtype == recon.weights_dtype != "fp32"  # personal weights are bound to it
         assert load_config(RelPoseConfig, preset=name).weights == str(tmp_path / "weights/relposepp")
@@ -69,7 +69,7 @@ def test_presets_are_settings_of_the_stages(tmp_path, monkeypatch):
 def test_weights_in_half_precision_cannot_be_trained_whole():
     for settings in ({"weights_dtype": "bf16", "precision": "bf16"}, {"weights_dtype": "bf16", "precision": "fp32", "trained": "lora"}):
         with pytest.raises(InputError, match="weights_dtype"):
-            check_config(dataclasses.replace(BoothConfig(), **settings))
+            dataclasses.replace(BoothConfig(), **settings).check()
 
 
 # --- LoRA -------------------------------------------------------------------------------------------------------------
@@ -112,6 +112,18 @@ def test_training_with_weights_in_half_precision(precision):
     kept = dict(model.named_parameters())
     assert all(kept[name].dtype == torch.float32 and torch.isfinite(kept[name]).all() for name in result["trained"])
     assert model.unet.conv_in.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("multiplane", (0, 8))
+def test_small_models_with_sweep_and_first_guesses_work_in_half_precision(multiplane):
+    from sap3d.zero123.sampler import sample_views
+
+    model = prepare(tiny_random_model(0, planes=4, multiplane=multiplane).to(torch.bfloat16), "cpu")
+    image = torch.rand(2, 4, model.image_size, model.image_size)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = model.encode_condition(image[:, :3], image[:, 3:])
+        views = sample_views(model, features, list(CAMERAS.values())[:2], [Camera.from_degrees(10, 40)], 1, 1.0, "all", 1, 0)
+    assert torch.isfinite(views).all()
 
 
 def test_offloaded_parts_are_moved_in_and_out(monkeypatch):

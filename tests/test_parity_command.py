@@ -31,6 +31,15 @@ def test_status_says_whether_the_outputs_agree(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("*.pth"))
 
 
+def test_an_error_that_is_no_number_is_not_hidden(tmp_path, monkeypatch, capsys):
+    (tmp_path / "expected").mkdir()
+    shutil.copy(PARITY / "relposepp.json", tmp_path / "expected")
+    monkeypatch.setattr(parity, "compare_relposepp", lambda folder, work: {"features": 1e-6, "scores": float("nan"), "translations": 1e-6})
+    with pytest.raises(SystemExit) as ended:
+        check(monkeypatch, tmp_path)
+    assert ended.value.code == 1 and "largest relative error nan" in capsys.readouterr().out
+
+
 def test_an_empty_folder_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         check(monkeypatch, tmp_path)

@@ -78,9 +78,64 @@ def test_exif_orientation_is_undone_for_photo_and_mask(tmp_path, orientation, st
     assert np.abs(photo.rgb - picture()[..., :3] / 255).mean() < 0.05
 
 
-def test_field_of_view_from_exif(tmp_path):
+def test_half_a_turn_cannot_be_told_from_a_mask(tmp_path):
+    """A mask of a photo that is stored upside down is taken to be drawn on the upright photo; only its own EXIF data says otherwise."""
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[41989] = 27
+    exif[0x0112] = 3
+    rgba = Image.fromarray(picture(centre=(80, 60)))
+    (tmp_path / "masks").mkdir()
+    rgba.convert("RGB").transpose(Image.Transpose.ROTATE_180).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    for mask, own in ((rgba, None), (rgba.transpose(Image.Transpose.ROTATE_180), exif)):
+        mask.getchannel("A").save(tmp_path / "masks" / "a.png", **({"exif": own} if own else {}))
+        assert np.array_equal(photos.read_photo(tmp_path / "a.jpg", None).alpha > 0.5, picture(centre=(80, 60))[..., 3] > 0)
+
+
+@pytest.mark.parametrize("photo, mask", [(5, 1), (7, 1), (6, 6), (1, 8), (8, 6)])
+def test_a_mask_is_turned_by_its_own_orientation_or_else_by_that_of_the_photo(tmp_path, photo, mask):
+    stored = {1: None, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}
+    (tmp_path / "masks").mkdir()
+    for path, mode, orientation, pixels in (("a.jpg", "RGB", photo, photo), ("masks/a.png", "L", mask, photo if mask == 1 else mask)):
+        exif, image = Image.Exif(), Image.fromarray(picture(centre=(80, 60)))
+        image = image.getchannel("A") if mode == "L" else image.convert("RGB")
+        if orientation != 1:
+            exif[0x0112] = orientation
+        image = image.transpose(stored[pixels]) if pixels != 1 else image
+        image.save(tmp_path / path, exif=exif, quality=95)
+    found = photos.read_photo(tmp_path / "a.jpg", None)
+    assert np.array_equal(found.alpha > 0.5, picture(centre=(80, 60))[..., 3] > 0)
+    assert np.abs(found.rgb - picture(centre=(80, 60))[..., :3] / 255).mean() < 0.05
+
+
+def test_damaged_exif_is_named(tmp_path):
+    folder = save(tmp_path, exif=b"Exif\x00\x00nonsense")
+    with pytest.raises(InputError, match="IMG_0.jpg: its EXIF data is damaged"):
+        photos.read_photo(folder / "IMG_0.jpg", None)
+
+
+def focal_35mm(value):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[41989] = value
+    return exif
+
+
+def test_photos_without_a_focal_length_take_the_field_of_view_of_the_others(tmp_path):
+    for k in range(3):  # one and the same object from one distance with one camera; the third photo has lost its EXIF data and half of its pixels
+        scale = 0.5 if k == 2 else 1
+        where = dict(width=int(480 * scale), height=int(320 * scale), centre=(240 * scale, 160 * scale), radii=(100 * scale, 60 * scale))
+        save(tmp_path / "in", k, exif=focal_35mm(26) if k < 2 else None, **where)
+    target, record, _ = import_(tmp_path / "in", tmp_path / "root", size=128)
+    known, _, taken = (view["fov_deg"] for view in record["views"].values())
+    assert taken == pytest.approx(known, abs=0.2)
+    boxes = [np.subtract(*box_of(target / "images" / f"00{k}.png")[1::-1]) for k in range(3)]
+    assert max(boxes) - min(boxes) <= 2
+    assert [line.split(":")[0] for line in record["warnings"]] == ["only some photos tell their focal length"]  # and none of sizes
+    record["views"]["002"]["fov_deg"] = None  # as an import of before has it
+    (target / "photos.json").write_text(json.dumps(record))
+    assert import_(tmp_path / "in", tmp_path / "root", size=128)[1]["views"]["002"]["fov_deg"] == taken
+
+
+def test_field_of_view_from_exif(tmp_path):
+    exif = focal_35mm(27)
     _, record, lines = import_(save(tmp_path / "in", exif=exif), tmp_path / "root", size=64)
     focal = 27 / 43.27 * np.hypot(240, 160)
     assert record["views"]["000"]["fov_deg"] == pytest.approx(np.rad2deg(2 * np.arctan(80 / photos.FILL / 2 / focal)), abs=0.5)
@@ -175,6 +230,18 @@ def test_the_same_photos_again_are_skipped_and_others_replace_them(tmp_path):
     assert (target / "photos.json").stat().st_mtime_ns == before and "already" in lines[0]
     import_(save(tmp_path / "in", 1), tmp_path / "root", size=64)
     assert len(list((target / "images").iterdir())) == 2
+
+
+@pytest.mark.parametrize("lost", ["images/000.png", "preview.png", "photos.json"])
+def test_an_import_that_lacks_a_file_is_made_again(tmp_path, lost):
+    target, *_ = import_(save(tmp_path / "in"), tmp_path / "root", size=64)
+    content = (target / lost).read_bytes()
+    if lost == "photos.json":
+        (target / lost).write_text("[1]")  # damaged
+    else:
+        (target / lost).unlink()
+    _, _, lines = import_(tmp_path / "in", tmp_path / "root", size=64)
+    assert (target / lost).read_bytes() == content and "already" not in lines[0]
 
 
 def test_refusals(tmp_path):

@@ -100,11 +100,21 @@ def test_the_frozen_trunk_stays_frozen(source, tmp_path):
 
 
 def test_what_cannot_be_used_is_refused_in_a_line(source):
-    for settings, message in (({"tokens": "all"}, "tokens='all' is unknown: use patches or pooled"), ({"trunk": "vgg"}, "trunk='vgg' is unknown: use alexnet or scratch"),
-                              ({"multiplane": 8}, "needs a model with a plane sweep")):  # fmt: skip
-        with pytest.raises(InputError, match=message) as raised:
-            build(replace(CONFIG, **settings), source)
-        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="needs a model with a plane sweep") as raised:
+        build(replace(CONFIG, multiplane=8), source)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("options, message", (
+    (("--every", "0"), "--every 0 must be at least 1"), (("--targets", "0"), "--targets 0"), (("--type", "NOTHING"), "NOTHING: no objects with true poses"),
+    (("--corpus", "a", "b", "learning_rate=-1"), "learning_rate=-1.0 must lie"),
+))  # fmt: skip
+def test_what_cannot_be_measured_is_refused_before_the_trainings(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["conditions", "--train", "--out", str(tmp_path), *options])
+    for name in ("start", "CorpusReader"):
+        monkeypatch.setattr(conditions, name, lambda *_: pytest.fail("something was begun"))
+    with pytest.raises(InputError, match=message):
+        conditions.main()
 
 
 def test_the_published_concatenation_takes_one_photo_whatever_sets_says(source, tmp_path):

@@ -19,11 +19,12 @@ from camerabooth.prior.config import PriorConfig
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.shards import ShardedSource
 from camerabooth.prior.losses import guess_loss, joint_loss, perceptual_distance
-from camerabooth.prior.train import build, compile_parts, start_step
+from camerabooth.prior.train import build, check_same, compile_parts, export_model, read_checkpoint, start_step, train
 from dataset import corpus
 from dataset.corpus_reader import CorpusReader, PackedCorpus
 from dataset.procedural import list_objects, part_of
 from sap3d.cameras import Camera, pose_condition
+from sap3d.config import as_dict, load_config
 from sap3d.errors import InputError
 from sap3d.scene import REPOSITORY
 from sap3d.zero123 import load_zero123, tiny_random_model
@@ -135,6 +136,85 @@ def test_sigterm_leaves_a_checkpoint_of_the_step(cache, tmp_path):
         assert [at for at, _ in scalars["loss"]] == list(range(1, step + 3)) and set(scalars) == {"loss", "samples", "samples_per_second", "learning_rate"}
         scalars, pictures = read(tmp_path / "whole" / "tensorboard")
         assert [at for at, _ in scalars["validation/psnr"]] == pictures["samples/of_1"] == pictures["samples/of_4"] == [step + 1]
+
+
+# --- settings and checkpoints -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("setting, message", (
+    ("log_every=0", "log_every=0 must lie in 1"), ("validate_every=-1", "validate_every=-1 must lie"), ("checkpoint_every=0", "checkpoint_every=0"), ("max_steps=0", "max_steps=0"),
+    ("groups_per_step=0", "groups_per_step=0"), ("image_size=0", "image_size=0"), ("devices=0", "devices=0"), ("channels=[32,0]", "channels=\\[32, 0\\]"), ("sets=[0.0,0.0]", "above 0"),
+    ("channels=[]", "one entry at least"), ("attention=[true]", "each level of the U-Net"), ("patch_size=5", "multiple of patch_size=5"),
+    ("precision=16-mixed", "precision='16-mixed' is unknown: use one of bf16-mixed, 32-true"), ("part=all", "use one of multiplane, unet, both"),
+    ("tokens=all", "tokens='all' is unknown: use one of patches, pooled"), ("trunk=vgg", "trunk='vgg' is unknown: use one of alexnet, scratch"),
+))  # fmt: skip
+def test_settings_that_cannot_be_used_are_refused(setting, message):
+    with pytest.raises(InputError, match=message):
+        load_config(PriorConfig, None, [*MODEL, setting])
+
+
+def test_a_checkpoint_goes_on_with_the_settings_it_was_made_with(cache, tmp_path):
+    out = tmp_path / "run"
+
+    def config(*settings):
+        return load_config(PriorConfig, None, [*MODEL, f"corpus=[{cache}]", f"out={out}", "max_steps=2", *settings])
+
+    train(config())
+    before, settings = (out / "last.ckpt").read_bytes(), out / "config.json"
+    assert json.loads(settings.read_text()) == as_dict(config())
+    for setting, message in (("channels=[32,32]", r"config.json: channels=\[32, 32\], but last.ckpt was made with channels=\[32, 64\]"), ("seed=1", "config.json: seed=1, "),
+                             ("groups_per_step=3", "groups_per_step=3, "), ("sets=[1.0]", "sets="), ("corpus=[elsewhere]", "corpus=")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            train(config("max_steps=3", setting))
+    with pytest.raises(InputError, match="config.json: channels="):
+        export_model(config("channels=[32,32]"), tmp_path / "model")
+    assert (out / "last.ckpt").read_bytes() == before and not (tmp_path / "model").exists()
+    export_model(config("sets=[1.0]", "learning_rate=1e-3"), tmp_path / "model")  # which shape neither the weights nor what follows
+    assert load_zero123(tmp_path / "model").image_size == SIZE
+    train(config("max_steps=3", "learning_rate=1e-3"))
+    assert weights(out)[0]["global_step"] == 3 and json.loads(settings.read_text())["learning_rate"] == 1e-3
+
+    settings.write_text("{")
+    with pytest.raises(InputError, match="config.json: damaged"):
+        train(config())
+    settings.unlink()  # as runs of before it was written are
+    for work in (train, lambda other: export_model(other, tmp_path / "other")):
+        with pytest.raises(InputError, match="last.ckpt: its weights are those of a model of other settings"):
+            work(config("channels=[32,32]"))
+    train(config("max_steps=4"))
+    assert weights(out)[0]["global_step"] == 4 and settings.is_file()
+    with pytest.raises(InputError, match="none.ckpt|no checkpoint to export"):
+        export_model(config(f"out={tmp_path / 'none'}"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_same_corpus_may_be_named_in_another_way(tmp_path, monkeypatch):
+    (tmp_path / "last.ckpt").touch()
+    (tmp_path / "config.json").write_text(json.dumps(as_dict(PriorConfig(corpus=[str(tmp_path / "cache")]))))
+    monkeypatch.chdir(tmp_path)
+    check_same(PriorConfig(corpus=["cache"]), tmp_path / "last.ckpt", ["corpus"])
+    with pytest.raises(InputError, match="corpus="):
+        check_same(PriorConfig(corpus=["other"]), tmp_path / "last.ckpt", ["corpus"])
+
+
+@pytest.mark.parametrize("content", ("", "garbage", "cut", "other"))
+@pytest.mark.parametrize("work", (train, lambda config: export_model(config, "unused")))
+def test_a_damaged_checkpoint_is_named(tmp_path, content, work):
+    path = tmp_path / "last.ckpt"
+    torch.save({"global_step": 4} if content == "cut" else [1], path)
+    if content != "other":
+        path.write_bytes(path.read_bytes()[:200] if content == "cut" else content.encode())
+    with pytest.raises(InputError, match="last.ckpt: damaged checkpoint .*; put a copy back, or delete it to begin anew") as raised:
+        work(PriorConfig(out=str(tmp_path)))
+    assert "\n" not in str(raised.value)
+
+
+def test_too_little_memory_is_not_taken_for_a_damaged_checkpoint(tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise MemoryError
+
+    torch.save({"global_step": 4}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(MemoryError):
+        read_checkpoint(tmp_path / "last.ckpt")
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

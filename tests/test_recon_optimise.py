@@ -1,6 +1,5 @@
 """Stage 3: hull, score distillation in tiles, and whole tiny runs: resume, switches, bad input."""
 
-import dataclasses
 import importlib
 import json
 
@@ -12,7 +11,6 @@ from recon_scenes import CAMERAS, RADIUS, box, full_occupancy, random_field, sph
 from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.errors import InputError
 from sap3d.field import photos, rendering, seeing as seeing_module, views
-from sap3d.field.fit import FitSettings
 from sap3d.images import composite_white, load_rgb
 from sap3d.scene import Scene, write_cameras
 from sap3d.zero123 import tiny_random_model
@@ -161,11 +159,6 @@ def test_the_prior_counts_less_with_every_photo_beyond_two(count, share, monkeyp
     assert torch.allclose(found[0], torch.full_like(found[0], 0.5 * 4 * share))
     side = run.guidance.size
     assert torch.allclose(found[1], torch.full_like(found[1], 0.2 * 8 * share / side**2))
-
-
-def test_a_fit_to_photos_begins_with_the_settings_of_the_stage():
-    settings = dataclasses.asdict(FitSettings())
-    assert settings.items() <= dataclasses.asdict(config_module.ReconConfig()).items()
 
 
 def test_prior_counts_less_where_photos_see():

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks import recovery as benchmark
 from benchmarks.recovery import add_row, error_deg, one_wrong, true_cameras
 from camerabooth import recovery
 from camerabooth.recovery import LEAST_VIEWS, RecoveryConfig, fit_field, place, recover, refine, view_error
 from sap3d.cameras import Camera, azimuths_from_first, rotation_angle_deg
 from sap3d.errors import InputError
 from sap3d.field.photos import pixel_bank
-from sap3d.scene import Scene, read_cameras, read_json, write_cameras
+from sap3d.scene import Scene, read_cameras, read_confidence, read_json, write_cameras
 from tests.relposepp_spheres import render, write_scene
 
 CAMERAS = {f"{k:03d}": Camera.from_degrees(e, a) for k, (e, a) in enumerate([(0, 0), (30, 75), (15, 160), (20, 250)])}
@@ -80,12 +81,18 @@ def test_the_command_writes_cameras_that_the_pipeline_takes(tmp_path, monkeypatc
     write_scene(tmp_path, list(CAMERAS.values()), size=64)
     scene = Scene("Balls", "balls", 4, tmp_path)
     more = {**turned("003", 140), "009": Camera.from_degrees(0, 10)}  # a camera file may be of more photos
-    write_cameras(scene.initial_cameras, more, {"001": np.array([0.0, 0.0, 0.01]), "009": np.array([0.0, 0.0, 0.02])})
+    write_cameras(scene.initial_cameras, more, {"001": np.array([0.0, 0.0, 0.01]), "009": np.array([0.0, 0.0, 0.02])}, confidence=dict.fromkeys(more, 0.9))
     settings = ["steps=25", "size=20", "refined=3", "tried=1", "refine_steps=20", "moves=1"]
     monkeypatch.setattr("sys.argv", ["recovery", "--type", "Balls", "--object", "balls", "--views", "4", *settings])
     recovery.main()
     found = read_cameras(scene.initial_cameras.with_name("config_balls_view_4_recovered.yaml"))
     assert list(found) == list(CAMERAS) and apart(found["003"], CAMERAS["003"]) < 10 and "1 of 4 views moved" in capsys.readouterr().out
+    sure = read_confidence(scene.initial_cameras.with_name("config_balls_view_4_recovered.yaml"))
+    assert sure == dict.fromkeys(CAMERAS, 0.9) | {"003": 0.0}  # nobody is sure of a view that was moved
+    for bad in ("size=0", "tried=0", "refined=0"):
+        monkeypatch.setattr("sys.argv", ["recovery", "--type", "Balls", "--object", "balls", "--views", "4", bad])
+        with pytest.raises(InputError, match=f"{bad} must lie in"):
+            recovery.main()
     for views, message in (("2", "needs at least 3 photos"), ("9", "views were asked for")):
         monkeypatch.setattr("sys.argv", ["recovery", "--type", "Balls", "--object", "balls", "--views", views])
         with pytest.raises(InputError, match=message):
@@ -103,3 +110,35 @@ def test_one_true_camera_is_turned_away_and_rows_take_each_others_place(tmp_path
     for new in (row, {**row, "views": 4}, {**row, "after_deg": 2.0}):
         add_row(tmp_path / "rows.json", new)
     assert [(r["views"], r["after_deg"]) for r in read_json(tmp_path / "rows.json")] == [(3, 2.0), (4, 1.0)]
+    (tmp_path / "rows.json").write_text("[{")
+    with pytest.raises(InputError, match="rows.json: not valid JSON"):
+        add_row(tmp_path / "rows.json", row)
+    assert (tmp_path / "rows.json").read_text() == "[{"
+
+
+def test_objects_that_are_not_there_are_refused_and_rows_lie_where_they_were_asked_for(tmp_path, monkeypatch):
+    def run(*options):
+        monkeypatch.setattr("sys.argv", ["recovery", "--type", "Balls", "--views", "4", "--starts", "one_wrong", *options])
+        benchmark.main()
+
+    monkeypatch.setenv("ROOT_DIR", str(tmp_path / "root"))
+    with pytest.raises(InputError, match="Balls: no objects there"):
+        run()
+    write_scene(tmp_path / "root", list(CAMERAS.values()), size=64)
+    scene = Scene("Balls", "balls", 4, tmp_path / "root")
+    scene.truth_poses_dir.mkdir()
+    for name, camera in CAMERAS.items():
+        np.save(scene.truth_poses_dir / f"{name}.npy", camera.camera_from_world())
+    monkeypatch.setattr(benchmark, "recover", lambda photos, cameras, config: recovery.Recovery(cameras, [], 1.0))
+    with pytest.raises(InputError, match="no object 'bals'; it holds balls"):
+        run("--objects", "balls", "bals")
+    with pytest.raises(InputError, match="none of the objects has 9 photos"):
+        run("--views", "9")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "rows.json").write_text("[{")
+    with pytest.raises(InputError, match="rows.json: not valid JSON"):
+        run("--rows", "rows.json")
+    (tmp_path / "here" / "rows.json").unlink()
+    run("--rows", "rows.json", "--objects", "balls")
+    assert [row["object"] for row in read_json(tmp_path / "here" / "rows.json")] == ["balls"]

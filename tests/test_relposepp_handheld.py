@@ -74,6 +74,16 @@ def test_starts_are_photos_somebody_would_take():
     assert radius[0, 0] == 1.5 and 1.7 < radius[0, 2] < 2  # narrower: from further away
 
 
+def test_one_photo_by_hand_is_as_far_away_as_its_field_of_view_says():
+    from relposepp.config import RelPoseConfig
+    from relposepp.estimate import estimate
+    from relposepp.network import load_network
+
+    network, image = load_network(""), render(Camera.from_degrees(20, 30), 128)
+    sizes = [float(estimate([image], network, RelPoseConfig(), "cpu", [np.deg2rad(fov)]).radius[0] * np.tan(np.deg2rad(fov) / 2)) for fov in (25, 49.1, 70)]
+    assert sizes == pytest.approx([sizes[0]] * 3, rel=1e-6)  # the object has one size
+
+
 def test_turned_photo_is_what_the_camera_sees():
     camera = Camera.from_degrees(20, 30)
     straight = render(camera, 256)

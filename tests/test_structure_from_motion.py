@@ -91,6 +91,28 @@ def test_without_the_program_one_line_says_how_to_install_it(monkeypatch, tmp_pa
         sfm.main()
 
 
+def test_true_poses_are_looked_for_before_colmap_runs(monkeypatch, tmp_path):
+    """Bundled objects are found from another root; of an object without true poses one line says so."""
+    monkeypatch.setenv("ROOT_DIR", str(tmp_path))
+    monkeypatch.setattr(sfm, "find_colmap", lambda: "colmap")
+    for name in ("version", "measure"):
+        monkeypatch.setattr(sfm, name, lambda *_: pytest.fail("something was run"))
+    for k in range(2):
+        save_image(tmp_path / f"dataset/data/train/TINY/box/images/{k:03d}.png", np.full((8, 8, 4), 0.5 + k / 4, np.float32))
+    for options, message in ((("TINY",), "TINY: no objects with true poses"), (("TINY", "--objects", "box"), "box/poses/000.npy: no such file; true poses are needed"),
+                             (("GSO_demo", "--objects", "teddy_bear", "nobody"), "nobody/images: no such folder")):  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["structure_from_motion", "--views", "2", "--type", *options])
+        with pytest.raises(InputError, match=message):
+            sfm.main()
+    measured = []
+    monkeypatch.setattr(sfm, "version", lambda program: "COLMAP")
+    monkeypatch.setattr(sfm, "measure", lambda program, scene, settings: measured.append(scene.object) or {"registered": [], "rotation_errors_deg": {}, "seconds": 1.0, "object": scene.object,
+                                                                                                            "type": scene.type, "views": scene.views, "settings": settings})  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["structure_from_motion", "--views", "2", "--type", "GSO_demo", "--settings", "default"])
+    sfm.main()
+    assert "teddy_bear" in measured
+
+
 @pytest.fixture
 def speckled(tmp_path, monkeypatch):
     """Five photos of a box of random greys, 9 degrees apart, with true poses: what structure from motion is made for."""

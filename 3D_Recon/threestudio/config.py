@@ -6,57 +6,23 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, List
 
+from sap3d.config import check_choices, check_limits
 from sap3d.errors import InputError
+from sap3d.field.settings import FitSettings
 
 
 @dataclass
-class ReconConfig:
+class ReconConfig(FitSettings):
+    """Those of the field and its fit to the photos (sap3d/field/settings.py), and these."""
+
     device: str = "auto"  # auto, cpu, cuda or cuda:K
-    seed: int = 0
     model: str = ""  # folder of the base Zero-1-to-3 in diffusers' format ("": the bundled small model), as in stage 2
     weights_dtype: str = "fp32"  # how its networks are kept: fp32, bf16 or fp16, as in stage 2
     vae_slicing: bool = False  # a learned autoencoder works on one picture at a time
     offload: bool = False  # its image encoder and learned autoencoder stay in main memory while they are idle
     cameras: str = ""  # camera file to use instead of stage 2's refined cameras (e.g. true ones, for an upper bound)
 
-    # Field: a dense grid that grows, or hashed grids with a small network. Sizes are budgets: n stands for n^3 voxels shared out
-    # over the object's own box.
-    field: str = "dense"  # dense or hash
-    box: float = 0.55  # the object lies inside [-box, box]^3
-    grid: List[int] = dataclasses.field(default_factory=lambda: [32, 64])  # one entry a level
-    level_starts: List[float] = dataclasses.field(default_factory=lambda: [0.0, 0.4])  # share of the steps at which a level begins
-    photo_sizes: List[int] = dataclasses.field(default_factory=lambda: [64, 256])  # pixels of the photos at each level
-    initial_density: float = 8.0  # per object length, inside the silhouettes' hull
-    occupancy_cells: int = 64  # along the longest side of the box
-
-    # Optimisation
-    steps: int = 400  # more, or a third level of 96: sharper where photos see, thinner where none does (docs/log.md)
-    rays: int = 2048  # pixels of the photos a step
-    learning_rate: float = 0.6  # Adam, of raw grid values; falls exponentially. A third of it leaves surfaces soft (docs/log.md).
-    final_rate: float = 0.2  # by this factor until the end
-
-    # Photos
-    photos: bool = True  # rgb and mask losses and the silhouettes' hull; false: the prior alone
-    mask_weight: float = 0.3  # squared error of opacity, beside weight 1 of the squared error of colour
-    hull_margin: float = 0.01  # the hull is let out by at least this (object lengths), more if the masks disagree,
-    hull_margin_most: float = 0.15  # and at most this
-    refine_cameras: bool = False  # correct polar angle, azimuth and radius by the photo losses
-    camera_rate: float = 1e-3  # radians (and object lengths) a step, Adam
-
-    # Mirrored photos, where stage 1 has found a mirror plane (sap3d/symmetry.py)
-    mirror_weight: float = 1.0  # of their losses, beside 1 of the photos', where no photo sees; 0: none
-    mirror_where_seen: float = 0.01  # factor on it where a photo does
-
-    # What the prior is worth falls with the number of photos N. With the bundled model it gains more than a decibel with two
-    # photos, and with five it costs half of one and roughens smooth surfaces unless it counts little (docs/log.md).
-    prior_exponent: float = 3.0  # warm start divided by N, likeness and score distillation by max(1, N / 2), to this power
-
-    # Warm start: the novel views of stage 2 as pictures, with a robust loss that fades.
-    warm_start: bool = True
-    warm_start_weight: float = 0.8  # of the Charbonnier loss at the beginning, with one photo
-    warm_start_final: float = 0.0  # factor on it at the end
-    warm_start_size: int = 64  # pixels of the novel views
-    warm_start_rays: int = 768  # pixels a step
+    warm_start: bool = True  # begin with the novel views of stage 2 as pictures
 
     # Likeness: patches of renders shall look like patches of the novel views (LPIPS, as in ReconFusion).
     likeness_weight: float = 0.01  # of the distance, with one or two photos; 0: none
@@ -81,18 +47,6 @@ class ReconConfig:
     sds_elevations: List[float] = dataclasses.field(default_factory=lambda: [-45.0, 60.0])  # degrees
     tile_rays: int = 8192  # rays rendered with a graph at a time: sets the peak memory
 
-    # Where the photos see the surface, the prior counts this much (1: everywhere alike)
-    prior_where_seen: float = 0.1
-
-    # Regularisers
-    density_variation: float = 2e-7  # total variation of raw density between neighbouring voxels (Huber)
-    colour_variation: float = 1e-6  # the same of colour logits; fills in what no photo shows, and keeps the likeness from roughening it
-    variation_where_seen: float = 0.1  # factor on both at the end where two photos see; its square root where one does
-    distortion: float = 0.01  # mip-NeRF 360's distortion on the photos' rays: gathers a ray's light at one depth
-    free_rays: int = 512  # rays a step from all around, for the next two
-    free_distortion: float = 0.03  # distortion on them
-    free_entropy: float = 0.003  # entropy of their opacity (nats): makes them meet the object or miss it
-
     # Outputs
     render_size: int = 256  # pixels of the 84 views
     # Renders get back what the grid is too coarse to hold: the difference of the photos from renders of them, where photos see the surface, times this.
@@ -114,35 +68,30 @@ class ReconConfig:
         "turntable_frames=24", "turntable_size=128", "mesh_cells=112", "mesh_slack=2", "mesh_faces=20000", "texture_size=512",
     )  # fmt: skip
 
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
+        "likeness_weight": (0, 1e3), "likeness_start": (0, 1), "likeness_every": (1, 10_000_000), "likeness_size": (32, 1024),
+        "sds_weight": (0, 1e6), "sds_start": (0, 1), "sds_every": (1, 10_000_000), "sds_batch": (1, 1024), "sds_cameras": (1, 1_000_000), "sds_size": (0, 4096),
+        "sds_t_start": (0, 1), "sds_t_end": (0, 1), "guidance_scale": (0, 1000), "sds_elevations": (-90, 90), "tile_rays": (1, 1 << 26),
+        "render_size": (8, 4096), "photo_detail": (0, 1), "outline_sharpness": (0, 5), "turntable_frames": (1, 10_000), "turntable_size": (8, 4096),
+        "mesh_cells": (8, 1024), "mesh_slack": (0, 10), "mesh_faces": (4, 100_000_000), "texture_size": (8, 16384), "checkpoint_seconds": (0, 1e6),
+    }  # fmt: skip
 
-def check_config(config: ReconConfig) -> None:
-    """Raise InputError for settings that cannot be run."""
-    levels = {len(config.grid), len(config.level_starts), len(config.photo_sizes)}
-    if len(levels) != 1 or 0 in levels:
-        raise InputError("grid, level_starts and photo_sizes must have one entry a level each")
-    if config.level_starts[0] != 0 or sorted(config.level_starts) != list(config.level_starts) or config.level_starts[-1] >= 1:
-        raise InputError(f"level_starts={config.level_starts} must rise from 0 and stay below 1")
-    for name in ("steps", "rays", "render_size", "turntable_frames", "mesh_cells", "mesh_faces", "texture_size", "tile_rays", "sds_every", "sds_batch", "sds_cameras", "likeness_every"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}={getattr(config, name)} must be at least 1")
-    for name, low, high in (
-        ("mesh_slack", 0, 10), ("prior_exponent", 0, 10), ("mirror_weight", 0, 1e3), ("mirror_where_seen", 0, 1), ("photo_detail", 0, 1), ("outline_sharpness", 0, 5), ("box", 0.1, 10), ("occupancy_cells", 4, 512), ("render_size", 1, 4096), ("turntable_size", 1, 4096), ("mesh_cells", 1, 1024), ("texture_size", 1, 16384),
-        ("warm_start_size", 1, 4096), ("sds_size", 0, 4096), ("likeness_size", 32, 1024), ("likeness_weight", 0, 1e3), ("likeness_start", 0, 1), ("learning_rate", 0, 1e3), ("tile_rays", 1, 1 << 26),
-    ):  # fmt: skip
-        if not low <= getattr(config, name) <= high:
-            raise InputError(f"{name}={getattr(config, name)} must lie in {low} .. {high}")
-    if min(config.photo_sizes) < 1 or max(config.photo_sizes) > 4096:
-        raise InputError(f"photo_sizes={config.photo_sizes}: sizes must lie in 1 .. 4096")
-    if min(config.grid) < 4 or max(config.grid) > 512:
-        raise InputError(f"grid={config.grid}: sizes must lie in 4..512")
-    for name, choices in (
-        ("sds_condition", ("auto", "all", "nearest", "near", "random", "first", "mean")),
-        ("sds_residual", ("image", "latent")),
-        ("texture", ("uv", "vertex")),
-        ("field", ("dense", "hash")),
-        ("weights_dtype", ("fp32", "bf16", "fp16")),
-    ):
-        if getattr(config, name) not in choices:
-            raise InputError(f"{name}={getattr(config, name)!r} must be one of {', '.join(choices)}")
-    if not (config.photos or config.sds or config.warm_start):
-        raise InputError("photos, sds and warm_start are all switched off: nothing is left to reconstruct from")
+    def check(self) -> None:
+        """Raises InputError for settings that cannot be used."""
+        super().check()
+        check_limits(self, self.LIMITS)
+        check_choices(
+            self,
+            {
+                "sds_condition": ("auto", "all", "nearest", "near", "random", "first", "mean"),
+                "sds_residual": ("image", "latent"),
+                "texture": ("uv", "vertex"),
+                "weights_dtype": ("fp32", "bf16", "fp16"),
+            },
+        )
+        for name in ("sds_t_start", "sds_t_end", "sds_elevations"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or pair[0] > pair[1]:
+                raise InputError(f"{name}={pair} must be two numbers, the lower one first")
+        if not (self.photos or self.sds or self.warm_start):
+            raise InputError("photos, sds and warm_start are all switched off: nothing is left to reconstruct from")

@@ -5,24 +5,21 @@ python -m 3D_Recon.threestudio.launch --type T --object O --views N [--config FI
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from pathlib import Path
 
 from sap3d.cameras import protocol_test_cameras
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
-from sap3d.images import SUFFIXES, load_input_views
-from sap3d.scene import Scene, completion_record, file_hash, read_cameras, read_mirror_plane, read_turns, stage_complete, write_cameras, write_json
+from sap3d.images import input_files, load_input_views
+from sap3d.scene import Scene, cameras_of, completion_record, fingerprint, read_mirror_plane, read_turns, stage_complete, write_cameras, write_json
 from sap3d.stage import run_stage
 from sap3d.tensorboard import EventLog, scene_log_folder
 
-from .config import ReconConfig, check_config
+from .config import ReconConfig
 
 # Settings that shape the outputs and not the optimisation: changing them keeps the checkpoint.
 OUTPUT_SETTINGS = (
-    "device", "render_size", "photo_detail", "outline_sharpness", "turntable_frames", "turntable_size", "mesh_cells", "mesh_slack", "mesh_faces", "texture", "texture_from_photos", "texture_size", "checkpoint_seconds", "tile_rays",
+    "device", "vae_slicing", "offload", "render_size", "photo_detail", "outline_sharpness", "turntable_frames", "turntable_size", "mesh_cells", "mesh_slack", "mesh_faces", "texture", "texture_from_photos", "texture_size", "checkpoint_seconds", "tile_rays",
 )  # fmt: skip
 
 
@@ -31,13 +28,13 @@ def main(scene: Scene, config: ReconConfig) -> Path:
 
     Raises InputError for photos, cameras, novel views or settings that cannot be used.
     """
-    check_config(config)
+    config.check()
     photos = load_input_views(scene)
     inputs = _inputs(scene, config, list(photos))
     settings = as_dict(config)
     nerf_record, mesh_record = scene.nerf_dir / "record.json", scene.mesh_dir / "record.json"
     nerf_outputs = [scene.nerf_dir / "save" / "rgb_pred" / f"{name}.png" for name in protocol_test_cameras()] + [scene.nerf_dir / "save" / "turntable.mp4"]
-    mesh_outputs = [scene.mesh_dir / "model.obj", scene.mesh_dir / "model.glb"]
+    mesh_outputs = [scene.mesh_dir / f"model.{suffix}" for suffix in ("obj", "glb", *(("mtl", "png") if config.texture == "uv" else ()))]
     if stage_complete(nerf_record, settings, inputs, nerf_outputs) and stage_complete(mesh_record, settings, inputs, mesh_outputs):
         print(f"3D_Recon: {scene.object} with {scene.views} views is done already, see {scene.mesh_dir}")
         return scene.mesh_dir
@@ -51,9 +48,10 @@ def main(scene: Scene, config: ReconConfig) -> Path:
     checkpoint = scene.nerf_dir / "checkpoints" / "last.pt"
     mesh_record.unlink(missing_ok=True)
     with completion_record(nerf_record, "3D_Recon nerf", settings, inputs) as facts:
-        facts["resumed_seconds"] = recon.resume(checkpoint, _fingerprint(config, inputs))
+        identity = _fingerprint(config, inputs)
+        facts["resumed_seconds"] = recon.resume(checkpoint, identity)
         with EventLog(scene_log_folder(scene, "3D_Recon"), recon.step and recon.step + 1) as log:
-            recon.run(checkpoint, _fingerprint(config, inputs), (lambda recon: _log_step(log, recon)) if log else None)
+            recon.run(checkpoint, identity, (lambda recon: _log_step(log, recon)) if log else None)
         write_json(scene.nerf_dir / "config.json", settings)
         finish = finishing(recon, config.render_size, config.photo_detail if config.photos else 0, config.outline_sharpness)
         views = export.export_renders(scene, config, recon, finish)
@@ -101,14 +99,12 @@ def _camera_file(scene: Scene, config: ReconConfig) -> Path:
 
 def _cameras(scene: Scene, config: ReconConfig, names: list[str]) -> dict:
     path = _camera_file(scene, config)
-    cameras = read_cameras(path)
-    missing = [name for name in names if name not in cameras]
-    if missing:
-        raise InputError(f"{path}: has no camera for view {', '.join(missing)}; run stage 2 again with {len(names)} views")
-    for name in names:
-        if not (0 < cameras[name].polar_rad < 3.1416 and 0.2 < cameras[name].radius < 100 and 0.01 < cameras[name].fov_rad < 3):
-            raise InputError(f"{path}: the camera of view {name} is impossible ({cameras[name]}); run stage 2 again")
-    return {name: cameras[name] for name in names}
+    remedy = "give the camera file of these photos in cameras=" if config.cameras else f"run stage 2 again with {len(names)} views"
+    cameras = cameras_of(path, names, remedy)
+    for name, camera in cameras.items():
+        if not (0.2 < camera.radius < 100 and 0.01 < camera.fov_rad < 3):
+            raise InputError(f"{path}: the camera of view {name} is impossible ({camera}); {remedy}")
+    return cameras
 
 
 def _inputs(scene: Scene, config: ReconConfig, names: list[str]) -> dict[str, Path]:
@@ -117,12 +113,9 @@ def _inputs(scene: Scene, config: ReconConfig, names: list[str]) -> dict[str, Pa
     if scene.initial_cameras.is_file() and read_turns(scene.initial_cameras):  # photos are turned by it
         inputs["turns"] = scene.initial_cameras
     if not inputs["cameras"].is_file():
-        raise InputError(f"{inputs['cameras']}: no such camera file; run stage 2 (camerabooth) first")
-    for name in names:
-        inputs[f"photo {name}"] = next(p for s in SUFFIXES for p in sorted((scene.train_dir / "images").glob(f"{name}.*")) if p.suffix.lower() == s)
-        mask = scene.train_dir / "masks" / f"{name}.png"
-        if mask.is_file():
-            inputs[f"mask {name}"] = mask
+        remedy = f"correct cameras={config.cameras} (relative paths count from {Path.cwd()})" if config.cameras else "run stage 2 (camerabooth) first"
+        raise InputError(f"{inputs['cameras']}: no such camera file; {remedy}")
+    inputs |= input_files(scene, names)
     if config.warm_start:
         inputs["novel views"] = scene.nvs_dir / "preds"
         for name in protocol_test_cameras():
@@ -137,9 +130,7 @@ def _inputs(scene: Scene, config: ReconConfig, names: list[str]) -> dict[str, Pa
 
 def _fingerprint(config: ReconConfig, inputs: dict[str, Path]) -> str:
     """Identity of an optimisation: its settings and inputs, without those of the outputs."""
-    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in OUTPUT_SETTINGS}
-    text = json.dumps([settings, {name: file_hash(path) for name, path in inputs.items()}], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return fingerprint({name: value for name, value in as_dict(config).items() if name not in OUTPUT_SETTINGS}, inputs)
 
 
 def command_line(argv: list[str] | None = None) -> None:

@@ -6,7 +6,6 @@ guesses of the second, and constants measured anew. The renderer can so be train
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Callable
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from camerabooth.prior.data import PairSource, to_device
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.zero123 import ConditionFeatures, Zero123, load_zero123
 from sap3d.zero123.model import load_multiplane
 
@@ -102,7 +101,7 @@ def with_renderer(base: Zero123, renderer: Path, train: PairSource, validation: 
 def main() -> None:
     from dataset.corpus_reader import CorpusReader
 
-    parser = argparse.ArgumentParser(description="Put another renderer of first guesses into a model and measure its constants")
+    parser = ArgumentParser(prog="python -m camerabooth.prior.calibrate", description="Put another renderer of first guesses into a model and measure its constants")
     parser.add_argument("--base", type=Path, required=True, help="model folder that gives everything else")
     parser.add_argument("--renderer", type=Path, required=True, help="model folder whose renderer is taken")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write; may be the base's")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import ClassVar, Sequence
+
+from sap3d.config import check_choices, check_limits
+from sap3d.errors import InputError
 
 
 @dataclass
@@ -51,7 +56,7 @@ class PriorConfig:
     pose_noise_deg: list[float] = field(default_factory=lambda: [0.0, 1.0, 3.0])  # spread of errors of the cameras, one drawn for each object; for the guess
     drop_condition: float = 0.05  # probability of each of: tokens, concatenation, both dropped
     snr_gamma: float = 0.0  # min-SNR weighting of part=unet (arXiv 2303.09556); 0: uniform. With v-prediction it all but removes high noise, where structure is decided
-    precision: str = "bf16-mixed"  # of pytorch-lightning's Trainer
+    precision: str = "bf16-mixed"  # of pytorch-lightning's Trainer: bf16-mixed or 32-true
     devices: int = 1  # processes (GPUs) a node; the batch grows with them
     nodes: int = 1  # machines; each runs the same command (camerabooth/README.md)
     allow_other_processes: bool = False  # go on although the checkpoint is of another number of processes: other data and another batch from there on
@@ -66,3 +71,43 @@ class PriorConfig:
     log_every: int = 50
     validate_every: int = 1000
     checkpoint_every: int = 200
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "part": ("multiplane", "unet", "both"),
+        "tokens": ("patches", "pooled"),
+        "trunk": ("alexnet", "scratch"),
+        "precision": ("bf16-mixed", "32-true"),
+    }
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
+        "max_minutes": (0, 1e9), "max_steps": (1, 1e12), "image_size": (8, 4096), "patch_size": (1, 4096), "latent_channels": (1, 100_000), "whitening": (0, 1),
+        "channels": (1, 100_000), "token_dim": (1, 100_000), "encoder_layers": (1, 1000), "planes": (0, 4096), "plane_components": (1, 100_000), "multiplane": (0, 4096),
+        "multiplane_widths": (1, 100_000), "groups_per_step": (1, 1e6), "targets_per_group": (1, 1e6), "noises_per_target": (1, 1e6), "sets": (0, 1e9),
+        "learning_rate": (0, 10), "multiplane_rate": (0, 1e6), "diffusion_weight": (0, 1e9), "view_perceptual": (0, 1e9), "warmup_steps": (0, 1e12),
+        "decay_minutes": (0, 1e9), "decay_steps": (0, 1e12), "weight_decay": (0, 1e3), "gradient_clip": (1e-9, 1e9), "ema_decay": (0, 1), "guess_size": (1, 4096),
+        "guess_perceptual": (0, 1e9), "pose_noise_deg": (0, 180), "drop_condition": (0, 1 / 3), "snr_gamma": (0, 1e9), "devices": (1, 1e6), "nodes": (1, 1e6),
+        "shard_objects": (0, 1e9), "shard_steps": (1, 1e12), "threads": (0, 4096), "log_every": (1, 1e12), "validate_every": (1, 1e12), "checkpoint_every": (1, 1e12),
+    }  # fmt: skip
+    # What a checkpoint's weights depend on, and what the data of its next steps do besides
+    MODEL: ClassVar[tuple[str, ...]] = ("part", "init", "image_size", "patch_size", "latent_channels", "whitening", "channels", "attention", "token_dim", "encoder_layers", "tokens", "trunk",
+                                        "planes", "plane_components", "multiplane", "multiplane_widths")  # fmt: skip
+    DATA: ClassVar[tuple[str, ...]] = ("corpus", "seed", "groups_per_step", "targets_per_group", "sets", "shard_objects", "shard_steps")
+
+    def check(self) -> None:
+        """Raises InputError for a setting that cannot be used, before anything is read."""
+        check_choices(self, self.CHOICES)
+        check_limits(self, self.LIMITS)
+        for name in ("corpus", "channels", "multiplane_widths", "sets", "pose_noise_deg"):
+            if not getattr(self, name):
+                raise InputError(f"{name}=[] must have one entry at least")
+        if not sum(self.sets) > 0:
+            raise InputError(f"sets={self.sets}: one share at least must be above 0")
+        if len(self.attention) != len(self.channels):
+            raise InputError(f"attention={self.attention} and channels={self.channels} must have an entry for each level of the U-Net")
+        if self.image_size % self.patch_size:
+            raise InputError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
+
+
+def settings_apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's other words, and its ``key=value`` ones: behind an option of several values argparse would take these for one more of them."""
+    settings = [word for word in argv if re.match(r"[A-Za-z_]\w*=", word)]
+    return [word for word in argv if word not in settings], settings

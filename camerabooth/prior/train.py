@@ -2,19 +2,23 @@
 
 The same command runs on a GPU, several (``devices=8``), several nodes (``nodes=2``, the command on each) and on a CPU, stops after ``max_minutes``
 or at SIGTERM with a checkpoint, and goes on exactly where it stopped when run again with as many processes. ``--export FOLDER`` writes the averaged weights of the last checkpoint as a model folder.
+The settings are kept beside it in ``config.json``: those that shape the model, or decide what the next steps read, must be the same again.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
+import json
 import logging
 import os
+import pickle
 import signal
 import time
 import warnings
+import zipfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -31,11 +35,11 @@ from camerabooth.prior.data import PairSource
 from camerabooth.prior.losses import diffusion_loss, guess_loss, joint_loss
 from camerabooth.prior.shards import ShardedSource
 from camerabooth.prior.validate import sample_sheet, validation_loss
-from sap3d.config import load_config
-from sap3d.errors import InputError, cli
+from sap3d.config import as_dict, load_config
+from sap3d.errors import ArgumentParser, InputError, cli, first_line, one_line
 from sap3d.images import save_image
 from sap3d.interrupt import Stop, finish_step_first
-from sap3d.scene import read_json
+from sap3d.scene import read_json, write_json
 from sap3d.tensorboard import EventLog
 from sap3d.zero123 import Zero123, add_multiplane, build_tiny, load_zero123
 from sap3d.zero123.sampler import guess_views
@@ -98,7 +102,7 @@ class PriorModule(pl.LightningModule):
         return torch.optim.AdamW(groups, self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
 
     def averaged_model(self) -> Zero123:
-        """The same model object with the averaged weights put in (the caller restores with ``trained_state``)."""
+        """The same model object with the averaged weights put in; who goes on training keeps ``trained``'s state before and loads it again."""
         for name, part in self.trained.items():
             part.load_state_dict(self.average.module[name].state_dict())
         return self.model
@@ -200,11 +204,6 @@ def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
 
 def build(config: PriorConfig, source) -> Zero123:
     """The untrained model with its autoencoder fitted to the first batches of ``source``, or the model of ``init``."""
-    if config.part not in ("unet", "multiplane", "both"):
-        raise InputError(f"part={config.part!r} is unknown: use unet, multiplane or both")
-    for name, choices in (("tokens", ("patches", "pooled")), ("trunk", ("alexnet", "scratch"))):
-        if getattr(config, name) not in choices:
-            raise InputError(f"{name}={getattr(config, name)!r} is unknown: use {' or '.join(choices)}")
     if config.init:
         model = load_zero123(Path(config.init))
     else:
@@ -263,18 +262,62 @@ def load_data(config: PriorConfig, part: str, augment: bool, groups: int, target
     return PairSource(corpora, groups, targets, config.seed, sets, augment, device)
 
 
+def check_same(config: PriorConfig, checkpoint: Path, keys: Sequence[str]) -> None:
+    """Raises InputError where ``config`` differs in one of ``keys`` from the settings beside a checkpoint (``config.json``; runs of before it was written have none)."""
+    path = checkpoint.with_name("config.json")
+    if not checkpoint.is_file() or not path.is_file():
+        return
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: damaged; delete it if you are sure of the settings, or choose another out=")
+    now = as_dict(config)
+    for key in keys:
+        if key in stored and _comparable(key, stored[key]) != _comparable(key, now[key]):
+            raise InputError(f"{path}: {key}={json.dumps(now[key])}, but {checkpoint.name} was made with {key}={json.dumps(stored[key])}; use that, or another out=")
+
+
+def _comparable(key: str, value):
+    """Of the names of folders, which may be relative, the places."""
+    if key == "corpus" and isinstance(value, list):
+        return [str(Path(folder).resolve()) for folder in value]
+    return str(Path(value).resolve()) if key == "init" and isinstance(value, str) and value else value
+
+
+def read_checkpoint(path: Path, mmap: bool = False) -> dict:
+    """The content of a ``last.ckpt``. Raises InputError where it is damaged or something else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return state | {"global_step": int(state["global_step"])}
+    except Exception as error:
+        if one_line(error) is not None:  # too little memory, no permission: nothing that is wrong with the checkpoint
+            raise
+        strange = not zipfile.is_zipfile(path) or isinstance(error, (pickle.UnpicklingError, KeyError, TypeError))
+        reason = "cut off, or not the state of a training" if strange else first_line(error)
+        raise InputError(f"{path}: damaged checkpoint ({reason}); put a copy back, or delete it to begin anew") from None
+
+
+def load_weights(module: PriorModule, weights: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the module. Raises InputError where they are those of another model."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        if one_line(error) is not None:
+            raise
+        raise InputError(f"{checkpoint}: its weights are those of a model of other settings ({' '.join(str(error).split())[:200]}); use the same, or another out=") from None
+
+
 def start_step(config: PriorConfig, checkpoint: Path) -> int:
     """The step at which a run begins. Raises InputError where the checkpoint is of another number of processes: its data would not go on."""
     if not checkpoint.is_file():
         return 0
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    state = read_checkpoint(checkpoint, mmap=True)
     now = config.devices * config.nodes
     before = state.get("world_size", now)  # checkpoints of before this was kept do not say
     if before != now and not config.allow_other_processes:
         raise InputError(
             f"{checkpoint}: made by {before} processes, this run has {now} (devices x nodes), so it cannot go on with the same data; use {before}, or allow_other_processes=true, or another out="
         )
-    return int(state["global_step"])
+    return state["global_step"]
 
 
 def quiet_lightning() -> None:
@@ -285,42 +328,56 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def train(config: PriorConfig, export: Path | None = None) -> Path:
-    """Train until the time or the steps are used up; returns the checkpoint's path."""
-    if config.devices < 1 or config.nodes < 1:
-        raise InputError(f"devices={config.devices} and nodes={config.nodes} must be at least 1")
+def _prepare(config: PriorConfig) -> tuple[PriorModule, PairSource | ShardedSource]:
+    """The untrained module and the training data, as training and export begin with them."""
     if config.threads:
         torch.set_num_threads(config.threads)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     quiet_lightning()
     pl.seed_everything(config.seed, verbose=False)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / "last.ckpt"
     source = load_data(config, "train", True, config.groups_per_step, config.targets_per_group, condition_sets(config))
-    module = PriorModule(build(config, source), config)
-    if export is not None:
-        if not checkpoint.is_file():
-            raise InputError(f"{checkpoint}: no checkpoint to export; train first")
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        weights = state["state_dict"]
-        if config.init:  # what was not trained is the given model's, not that of the day on which training began
-            weights = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("average.")} | {
-                name: tensor for name, tensor in weights.items() if name.startswith("average.")
-            }
-        module.load_state_dict(weights)
-        model = module.averaged_model().to("cuda" if torch.cuda.is_available() else "cpu")
-        if config.part == "multiplane":
-            measure_residual(model, source)
-        if model.multiplane is not None:
-            measure_gain(model, load_data(config, "validation", False, 8, 2, condition_sets(config)), report=print)
-        model.save(export, int8=config.export_int8)
-        print(f"step {state['global_step']} exported to {export}")
-        return export
+    return PriorModule(build(config, source), config), source
+
+
+def export_model(config: PriorConfig, folder: Path) -> Path:
+    """Write the averaged weights of the last checkpoint as a model folder, with its constants measured; returns the folder."""
+    config.check()
+    checkpoint = Path(config.out) / "last.ckpt"
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint}: no checkpoint to export; train first")
+    check_same(config, checkpoint, config.MODEL)
+    state = read_checkpoint(checkpoint)
+    module, source = _prepare(config)
+    weights = state.get("state_dict", {})
+    if config.init:  # what was not trained is the given model's, not that of the day on which training began
+        weights = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("average.")} | {
+            name: tensor for name, tensor in weights.items() if name.startswith("average.")
+        }
+    load_weights(module, weights, checkpoint)
+    model = module.averaged_model().to("cuda" if torch.cuda.is_available() else "cpu")
+    if config.part == "multiplane":
+        measure_residual(model, source)
+    if model.multiplane is not None:
+        measure_gain(model, load_data(config, "validation", False, 8, 2, condition_sets(config)), report=print)
+    model.save(folder, int8=config.export_int8)
+    print(f"step {state['global_step']} exported to {folder}")
+    return folder
+
+
+def train(config: PriorConfig) -> Path:
+    """Train until the time or the steps are used up; returns the checkpoint's path."""
+    config.check()
+    out = Path(config.out)
+    checkpoint = out / "last.ckpt"
+    check_same(config, checkpoint, config.MODEL + config.DATA)
+    start = start_step(config, checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    module, source = _prepare(config)
+    if checkpoint.is_file():
+        load_weights(module, read_checkpoint(checkpoint, mmap=True).get("state_dict", {}), checkpoint)  # Lightning does it once more, with the optimiser's state
     if config.compile:
         compile_parts(module.model, config.compile)
-    start = start_step(config, checkpoint)
     world_size = config.devices * config.nodes
     with finish_step_first() as stop:
         box = TimeBox(config, out, stop)
@@ -332,6 +389,7 @@ def train(config: PriorConfig, export: Path | None = None) -> Path:
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [],
         )  # fmt: skip
         if trainer.is_global_zero:
+            write_json(out / "config.json", as_dict(config))
             box.validation = load_data(config, "validation", False, 8, 4, (1.0, 0.0, 1.0) if module.model.takes_sets else (1.0,))
             print(f"{world_size} process{'es' if world_size > 1 else ''}, {len(source)} objects, from step {start}", flush=True)
         loader = torch.utils.data.DataLoader(StepStream(source, start, trainer.global_rank), batch_size=None, num_workers=0)
@@ -352,16 +410,18 @@ class StepStream(torch.utils.data.IterableDataset):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small Zero-1-to-3 on the corpus")
+    parser = ArgumentParser(prog="python -m camerabooth.prior.train", description="Train the small Zero-1-to-3 on the corpus")
     parser.add_argument("--config", type=Path, help="YAML file with settings")
     parser.add_argument("--max-minutes", type=float, help="stop after this many minutes, with a checkpoint")
     parser.add_argument("--export", type=Path, help="write the averaged weights of the last checkpoint to this folder and stop")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
-    config = load_config(PriorConfig, arguments.config, arguments.settings)
-    if arguments.max_minutes is not None:
-        config.max_minutes = arguments.max_minutes
-    train(config, arguments.export)
+    limit = [] if arguments.max_minutes is None else [f"max_minutes={arguments.max_minutes}"]
+    config = load_config(PriorConfig, arguments.config, arguments.settings + limit)
+    if arguments.export is None:
+        train(config)
+    else:
+        export_model(config, arguments.export)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
+DEVICE = "\0device"  # no file name and no argument can be this
 BAD_INPUT = 2  # exit status that a repetition does not change
 GRACE_SECONDS = 60  # for a checkpoint, after an interrupt
 
 
 @dataclass
 class Job:
-    """``command`` holds "GPU" where the device's index goes; the log is appended to, an attempt begins at ``offset``."""
+    """``command`` holds ``DEVICE`` where the device's index goes; the log is appended to, an attempt begins at ``offset``."""
 
     name: str
     views: int
@@ -93,7 +94,7 @@ def run_attempt(
         stream.flush()
         offset = stream.tell()
         process = subprocess.Popen(
-            [part if part != "GPU" else device for part in command], stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            [device if part == DEVICE else part for part in command], stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, **(variables or {})}, preexec_fn=_end_with_parent if bound else None,
         )  # fmt: skip
     if on_start is not None:
@@ -112,15 +113,18 @@ def run_attempt(
     return Attempt(status, cause, not results.is_file() or results.stat().st_mtime_ns != before, place)
 
 
-def stop(process: subprocess.Popen) -> None:
-    """Ask a running attempt for a checkpoint and its end; after ``GRACE_SECONDS`` it is killed."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGTERM)
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
+def stop(*processes: subprocess.Popen) -> None:
+    """Ask running attempts for a checkpoint and their end; those that take longer than ``GRACE_SECONDS`` are killed."""
+    running, end = [process for process in processes if process.poll() is None], time.monotonic() + GRACE_SECONDS
+    for process in running:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.kill(process.pid, signal.SIGTERM)
+    for process in running:
+        try:
+            process.wait(max(end - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:

@@ -33,7 +33,7 @@ def run_local(jobs: Sequence[Job], devices: Sequence[str], retries: int, board: 
                 board.started(job)
                 running[device] = job
                 try:
-                    result = run_attempt(job.command, job.log, job.results, device, on_start=lambda process: processes.__setitem__(device, process))
+                    result = run_attempt(job.command, job.log, job.results, device, on_start=lambda process: processes.__setitem__(device, process), bound=True)
                 except OSError as error:
                     result = Attempt(2, str(error), False, "")
                 if halt.is_set():
@@ -51,9 +51,7 @@ def run_local(jobs: Sequence[Job], devices: Sequence[str], retries: int, board: 
             time.sleep(0.3)
     except KeyboardInterrupt:
         halt.set()
-        for process in list(processes.values()):
-            if process.poll() is None:
-                stop(process)
+        stop(*processes.values())
         raise
     finally:
         board.clear()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import dataclass
-from typing import List, Mapping
+from typing import Mapping
 
 import numpy as np
 import torch
@@ -20,60 +19,22 @@ from sap3d.field.photos import CameraTable, PixelBank, Silhouettes, hull_bounds,
 from sap3d.field.regularisers import distortion, opacity_entropy
 from sap3d.field.rendering import Occupancy, ray_box, render, sample_distances
 from sap3d.field.seeing import count_seeing, prior_weight
+from sap3d.field.settings import FitSettings
 from sap3d.symmetry import mirrored_views
 
 OCCUPANCY_EVERY = 25  # steps between looks at which cells are empty
 SEEING_EVERY = 100  # steps between looks at what the photos see
 
 
-@dataclass
-class FitSettings:
-    """Settings of a fit, by the names under which stage 3's configuration has and explains them (3D_Recon/threestudio/config.py)."""
-
-    seed: int = 0
-    field: str = "dense"
-    box: float = 0.55
-    grid: List[int] = dataclasses.field(default_factory=lambda: [32, 64])
-    level_starts: List[float] = dataclasses.field(default_factory=lambda: [0.0, 0.4])
-    photo_sizes: List[int] = dataclasses.field(default_factory=lambda: [64, 256])
-    initial_density: float = 8.0
-    occupancy_cells: int = 64
-    steps: int = 400
-    rays: int = 2048
-    learning_rate: float = 0.6
-    final_rate: float = 0.2
-    photos: bool = True
-    mask_weight: float = 0.3
-    hull_margin: float = 0.01
-    hull_margin_most: float = 0.15
-    refine_cameras: bool = False
-    camera_rate: float = 1e-3
-    mirror_weight: float = 1.0
-    mirror_where_seen: float = 0.01
-    prior_exponent: float = 3.0
-    warm_start_weight: float = 0.8
-    warm_start_final: float = 0.0
-    warm_start_size: int = 64
-    warm_start_rays: int = 768
-    prior_where_seen: float = 0.1
-    density_variation: float = 2e-7
-    colour_variation: float = 1e-6
-    variation_where_seen: float = 0.1
-    distortion: float = 0.01
-    free_rays: int = 512
-    free_distortion: float = 0.03
-    free_entropy: float = 0.003
-
-
 class PhotoFit:
     """One object whose field is being fitted to its photos.
 
-    photos: RGBA (S, S, 4) by view name; cameras: of the same names; config: ``FitSettings`` or anything that has all of its fields;
+    photos: RGBA (S, S, 4) by view name; cameras: of the same names; config: what it is fitted by;
     mirror_plane: azimuth of the object's mirror plane, radians, or None. novel_views: RGB (S, S, 3) over white of the protocol's test cameras, by their
     names, which count where no photo sees and fade over the steps; or None.
     """
 
-    def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config, device="cpu", mirror_plane: float | None = None,
+    def __init__(self, photos: Mapping[str, np.ndarray], cameras: Mapping[str, Camera], config: FitSettings, device="cpu", mirror_plane: float | None = None,
                  novel_views: Mapping[str, np.ndarray] | None = None):  # fmt: skip
         self.config, self.device = config, device
         self.images = list(photos.values())

@@ -19,9 +19,11 @@ def prepare(model: Zero123, device: str, vae_slicing: bool = False, offload: boo
     """Put a model that was loaded on the CPU on ``device``, with the chosen savings; the same model.
 
     Learned parts alone (AutoencoderKL, CLIP) are sliced or stay behind: the small model's are a hundredth of its size. The camera
-    projection stays in fp32.
+    projection, the renderer of first guesses and a patch autoencoder stay in fp32.
     """
-    model.cc_projection.float()
+    for part in (model.cc_projection, model.multiplane, model.vae):
+        if part is not None and not isinstance(part, AutoencoderKL):
+            part.float()
     if vae_slicing and isinstance(model.vae, AutoencoderKL):
         model.vae.enable_slicing()
     if gradient_checkpointing:

@@ -303,7 +303,7 @@ class Zero123(nn.Module):
         if self.multiplane is None:
             return out + self.linear_guess(noisy, t)
         given = concat[:, -self.latent_channels - 1 : -self.latent_channels].to(noisy.dtype)
-        gain = self.correction_gain[t * self.GAIN_BINS // self.num_timesteps][..., None, None]
+        gain = self.correction_gain[t * self.GAIN_BINS // self.num_timesteps][..., None, None].to(noisy.dtype)
         return torch.lerp(torch.ones_like(gain), gain, given) * out + self.linear_guess(noisy, t, concat)
 
     def linear_guess(self, noisy: Tensor, t: Tensor, concat: Tensor | None = None) -> Tensor:

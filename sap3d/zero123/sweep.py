@@ -48,7 +48,7 @@ class PlaneSweep(nn.Module):
         cells = size // patch
         where = target_planes_in_condition(pose.flatten(0, 1).float(), self.offsets, size)  # (B M, K, S, S, 2)
         warped = F.grid_sample(ink.flatten(0, 1).float(), where.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False)  # (B M, 4, K S, S)
-        described = F.conv2d(warped, *self.kernel(vae), stride=patch).float()  # (B M, C, K h, w)
+        described = F.conv2d(warped, *(part.float() for part in self.kernel(vae)), stride=patch).float()  # (B M, C, K h, w)
         described = described.view(batch, count, -1, self.planes, cells, cells).transpose(2, 3)
         colour, cover = described.split([self.components, self.MASK_GRID**2], dim=3)
         if count == 1:
