@@ -94,7 +94,7 @@ class RelPoseConfig:
         check_limits(
             self,
             {
-                "hypotheses": (1, 1000), "candidates": (1, 100_000), "queries": (100, 10_000_000), "iterations": (0, 1_000_000_000), "starts": (100, 10_000_000), "beam": (4, 1_000_000),
+                "hypotheses": (1, 1000), "candidates": (1, 100_000), "queries": (100, 10_000_000), "iterations": (0, 1_000_000_000), "starts": (100, 1e15), "beam": (4, 1_000_000),
                 "elevation_range_deg": (-85, 85), "azimuth_step_deg": (1, 45), "elevation_step_deg": (1, 170),
             },
         )  # fmt: skip

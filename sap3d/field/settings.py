@@ -66,7 +66,7 @@ class FitSettings:
 
     FIT_LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "box": (0.1, 10), "grid": (4, 512), "level_starts": (0, 1), "photo_sizes": (1, 4096), "initial_density": (1e-6, 1e6), "occupancy_cells": (4, 512),
-        "steps": (1, 10_000_000), "rays": (1, 1 << 26), "learning_rate": (0, 1e3), "final_rate": (1e-9, 1e3),
+        "steps": (1, 10_000_000), "rays": (1, 1e15), "learning_rate": (0, 1e3), "final_rate": (1e-9, 1e3),
         "mask_weight": (0, 1e6), "hull_margin": (0, 1), "hull_margin_most": (0, 1), "camera_rate": (0, 10),
         "mirror_weight": (0, 1e3), "mirror_where_seen": (0, 1), "prior_exponent": (0, 10),
         "warm_start_weight": (0, 1e6), "warm_start_final": (0, 1e3), "warm_start_size": (1, 4096), "warm_start_rays": (1, 1 << 26), "prior_where_seen": (0, 1e3),
