@@ -21,6 +21,17 @@ from sap3d.images import resize
 MEASURES = ("silhouette", "worst_silhouette", "colour_sum", "colour_mean", "overlap", "centred")
 
 
+def likelihood_ratio(count: torch.Tensor, bin_width: float, scale: float, share: float) -> torch.Tensor:
+    """(BINS,): log of how much likelier a colour distance is for one point that two photos show than for any two points.
+
+    count: histogram, above zero everywhere, of the distances of any two points, in bins of ``bin_width``; it is smoothed. One point: the same distances made
+    rarer exponentially, by e for each ``scale``, for a ``share`` of the points; the others are not the same after all.
+    """
+    other = F.conv1d(F.pad(count[None, None], (1, 1), mode="replicate"), torch.tensor([[[0.25, 0.5, 0.25]]]))[0, 0]
+    rarer = torch.exp(-(torch.arange(len(count)) + 0.5) * bin_width / scale)
+    return torch.log(share * rarer / ((other * rarer).sum() / other.sum()) + 1 - share)
+
+
 class Consistency:
     """Measures of camera configurations for the photos of one scene (straight RGBA, square, float in [0, 1])."""
 
@@ -68,23 +79,16 @@ class Consistency:
             self.direction.append(torch.stack([x, y, -torch.ones_like(x)], -1))
 
     def _likelihood_ratios(self) -> torch.Tensor:
-        """(N, N, BINS): log of how much likelier a colour distance is for one point in both photos than for any two points.
-
-        Any two points: pixels of about the same height in the two photos of this scene, so that what an object of one colour
-        shows counts for nothing. One point: the same distances made rarer exponentially, with a share of points that are not
-        the same after all.
-        """
+        """(N, N, BINS) by ``likelihood_ratio``. Any two points: pixels of about the same height in the two photos of this scene, so that what an
+        object of one colour shows counts for nothing."""
         ratio, generator = torch.zeros(self.views, self.views, self.BINS), torch.Generator().manual_seed(0)
-        rarer = torch.exp(-(torch.arange(self.BINS) + 0.5) * self.BIN_WIDTH / self.SAME_SCALE)
         for i in range(self.views):
             for j in range(i + 1, self.views):
                 a, b = (torch.randint(len(self.pixel[v]), (16000,), generator=generator) for v in (i, j))
                 level = (self.row[i][a] - self.row[j][b]).abs() < self.SAME_HEIGHT
                 gap = self._gap(self.pixel[i][a[level]], self.pixel[j][b[level]])
                 count = torch.bincount(gap, minlength=self.BINS).float() + 0.001 * len(gap)
-                other = F.conv1d(F.pad(count[None, None], (1, 1), mode="replicate"), torch.tensor([[[0.25, 0.5, 0.25]]]))[0, 0]
-                usual = (other * rarer).sum() / other.sum()
-                ratio[i, j] = ratio[j, i] = torch.log(self.SAME_SHARE * rarer / usual + 1 - self.SAME_SHARE)
+                ratio[i, j] = ratio[j, i] = likelihood_ratio(count, self.BIN_WIDTH, self.SAME_SCALE, self.SAME_SHARE)
         return ratio
 
     def _gap(self, pixel: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

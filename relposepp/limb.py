@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from relposepp.consistency import Consistency
+from relposepp.consistency import Consistency, likelihood_ratio
 from relposepp.tangency import poses_of
 
 SIZE = Consistency.SIZE
@@ -67,9 +66,7 @@ class Limb:
     def _ratios(self, distance: torch.Tensor, facing: torch.Tensor) -> torch.Tensor:
         """(BINS,) of the distances (K, M) of points that face the other camera."""
         count = torch.bincount(self._bins(distance)[facing], minlength=self.BINS).float()
-        other = F.conv1d(F.pad((count + 0.001 * count.sum() + 1e-6)[None, None], (1, 1), mode="replicate"), torch.tensor([[[0.25, 0.5, 0.25]]]))[0, 0]
-        rarer = torch.exp(-(torch.arange(self.BINS) + 0.5) * self.BIN_WIDTH / self.SAME_SCALE)
-        return torch.log(self.SAME_SHARE * rarer / ((other * rarer).sum() / other.sum()) + 1 - self.SAME_SHARE)
+        return likelihood_ratio(count + 0.001 * count.sum() + 1e-6, self.BIN_WIDTH, self.SAME_SCALE, self.SAME_SHARE)
 
     def _smallest(self, i: int, rotation: torch.Tensor, centre: torch.Tensor):
         """Of the outline's points of photo i, for every other photo (K, N, M): the smallest colour distance to what lies on the

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from relposepp.consistency import likelihood_ratio
 from relposepp.tangency import poses_of
 from sap3d.cameras import FOV_RAD
 from sap3d.images import resize
@@ -129,10 +130,7 @@ class Revolution:
         """Log of how much likelier a colour distance is for one point in both photos than for two points of equal height; of any shape."""
         place = (gap / self.BIN_WIDTH).long().clamp_max(self.BINS - 1)
         count = torch.bincount(place.flatten(), weights=weight.flatten(), minlength=self.BINS)
-        count = count + 0.001 * count.sum() + 1e-9
-        other = F.conv1d(F.pad(count[None, None], (1, 1), mode="replicate"), torch.tensor([[[0.25, 0.5, 0.25]]]))[0, 0]
-        rarer = torch.exp(-(torch.arange(self.BINS) + 0.5) * self.BIN_WIDTH / self.SAME_SCALE)
-        return torch.log(self.SAME_SHARE * rarer / ((other * rarer).sum() / other.sum()) + 1 - self.SAME_SHARE)[place] - self.TAX
+        return likelihood_ratio(count + 0.001 * count.sum() + 1e-9, self.BIN_WIDTH, self.SAME_SCALE, self.SAME_SHARE)[place] - self.TAX
 
     def _pictures(self, elevation: torch.Tensor, radius: torch.Tensor, profile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Colours (N, 3, HEIGHTS, TURNS) of the body's surface, angles counted from each camera's azimuth, and areas (N, HEIGHTS, TURNS), 0 where it is not seen."""
