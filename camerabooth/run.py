@@ -41,6 +41,8 @@ def main(scene: Scene, config: BoothConfig) -> Path:
         raise InputError(f"model={base}: not a Zero-1-to-3 folder (no model_index.json); python -m sap3d.weights makes one from published weights")
     photos = input_files(scene, list(images))
     inputs = photos | {"cameras": scene.initial_cameras, "model": base}
+    if config.regulariser == "similar" and scene.regulariser_list.is_file():
+        inputs["regularisers"] = scene.regulariser_list
     record = scene.personal_dir / "record.json"
     trained = [scene.personal_dir / "personal.safetensors"] if config.train and len(images) > 1 else []
     if stage_complete(record, training_settings, inputs, [scene.refined_cameras, *trained]):
@@ -76,7 +78,8 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     folder.mkdir(parents=True, exist_ok=True)
     plane = read_mirror_plane(scene.initial_cameras)
     if len(images) < 2 or not config.train:
-        (folder / "personal.safetensors").unlink(missing_ok=True)
+        for left in ("personal.safetensors", "loss.csv", "camera_changes.json", "regularisers.json", "checkpoint.pt"):
+            (folder / left).unlink(missing_ok=True)
         print("camerabooth: " + ("one view has no pairs to train on" if config.train else "train=false") + "; the base model is used")
         write_cameras(scene.refined_cameras, initial, mirror_plane_azimuth_rad=plane)
         return

@@ -81,6 +81,11 @@ class Scene:
     def regulariser_dir(self) -> Path:
         return self._data("data", "objaverse")
 
+    @property
+    def regulariser_list(self) -> Path:
+        """Ids of the regulariser objects to use, where the user has chosen them (``python -m camerabooth.regulariser``)."""
+        return self.train_dir / "query_class" / "query_match_paths.npy"
+
     # Ground truth: for evaluation only. No stage may open these (tests/test_no_ground_truth.py).
     @property
     def truth_poses_dir(self) -> Path:

@@ -355,6 +355,23 @@ def test_a_list_of_regularisers_beside_the_photos_decides(tmp_path):
         choose_regularisers(scene, None, "similar", 8, 0)
 
 
+def test_the_choice_by_similarity_can_be_kept_and_is_an_input_then(make_scene, monkeypatch, capsys):
+    from camerabooth import regulariser
+
+    scene, config = make_scene(2)
+    config = BoothConfig(**vars(config) | {"regulariser": "similar"})
+    monkeypatch.setenv("ROOT_DIR", str(scene.root))
+    run.main(scene, config)
+    monkeypatch.setattr(sys, "argv", ["regulariser", "--type", "T", "--object", "o", "--views", "2", "--count", str(config.regulariser_objects)])
+    regulariser.main()
+    kept = np.load(scene.regulariser_list).tolist()
+    assert kept == read_json(scene.personal_dir / "regularisers.json") and len(kept) == config.regulariser_objects
+    np.save(scene.regulariser_list, np.array(kept[::-1]))
+    capsys.readouterr()
+    run.main(scene, config)
+    assert "skipped" not in capsys.readouterr().out and read_json(scene.personal_dir / "regularisers.json") == kept[::-1]
+
+
 def test_a_list_that_counts_for_nothing_is_said(tmp_path, monkeypatch, capsys):
     scene = Scene("T", "o", 1, tmp_path)
     (tmp_path / "dataset/data/objaverse").mkdir(parents=True)  # in the place of the bundled objects
