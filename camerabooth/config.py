@@ -26,6 +26,7 @@ class BoothConfig:
     lora_rank: int = 16  # of lora (arXiv 2106.09685)
     steps: int = 40  # optimiser steps for two views
     steps_per_extra_view: int = 10  # and these for each further view
+    patience: int = 0  # end earlier, when the photos' loss has not fallen by 1 % from so many steps to as many next ones; 0: never
     batch_size: int = 8  # photo pairs a step
     regulariser_batch: int = 2  # pairs of regulariser objects a step (prior preservation); 0: none
     regulariser: str = "similar"  # which objects: similar (to the photos), random or none
@@ -60,7 +61,7 @@ class BoothConfig:
         "condition_strategy": ("auto", "all", "nearest", "near", "random", "first"),
     }
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
-        "lora_rank": (1, 4096), "steps": (1, 10_000_000), "steps_per_extra_view": (0, 10_000_000), "batch_size": (1, 4096), "regulariser_batch": (0, 4096), "regulariser_objects": (0, 100_000),
+        "lora_rank": (1, 4096), "steps": (1, 10_000_000), "steps_per_extra_view": (0, 10_000_000), "patience": (0, 10_000_000), "batch_size": (1, 4096), "regulariser_batch": (0, 4096), "regulariser_objects": (0, 100_000),
         "learning_rate": (0, 10), "camera_learning_rate": (0, 10), "camera_anchor": (0, 1e9), "drop_condition": (0, 1 / 3), "snr_gamma": (0, 1e9), "gradient_clip": (1e-9, 1e9),
         "nvs_steps": (1, 1000), "guidance_scale": (0, 1000), "field_steps": (0, 1_000_000), "nvs_batch_size": (1, 4096), "output_size": (8, 4096),
     }  # fmt: skip

@@ -21,7 +21,7 @@ from sap3d.images import contact_sheet, input_files, load_input_views, save_imag
 from sap3d.scene import BUNDLED_ZERO123, Scene, atomic_dir, cameras_of, completion_record, fingerprint, read_confidence, read_mirror_plane, read_turns, stage_complete, write_cameras, write_json, write_text
 from sap3d.stage import run_stage
 
-_TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
+_TRAINING = ("model", "seed", "train", "trained", "steps", "steps_per_extra_view", "patience", "batch_size", "regulariser_batch", "regulariser", "regulariser_objects",
              "learning_rate", "camera_learning_rate", "camera_anchor", "trust_confident", "mirror", "drop_condition", "snr_gamma", "gradient_clip", "precision",
              "weights_dtype", "lora_rank")  # fmt: skip
 

@@ -20,6 +20,7 @@ from camerabooth.config import BoothConfig
 from sap3d.cameras import Camera, pose_condition
 from sap3d.errors import InputError, first_line, one_line
 from sap3d.interrupt import finish_step_first
+from sap3d.plateau import settled
 from sap3d.progress import Progress
 from sap3d.regularisers import RegulariserObject
 from sap3d.scene import atomic_path
@@ -173,6 +174,9 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
     compute = compute_context(config.precision, model.device)
     with finish_step_first() as stop, Progress("camerabooth training", steps, start=start) as progress:
         for step in range(start, steps):
+            if settled(losses, config.patience):
+                print(f"camerabooth: the photos' loss has settled after {step} of {steps} steps", flush=True)
+                break
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * _schedule(step, steps)
             with compute():

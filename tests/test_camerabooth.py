@@ -245,6 +245,20 @@ def test_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch, moment, mu
         assert torch.equal(parameter, other), name
 
 
+def test_training_ends_when_the_loss_has_settled():
+    config = BoothConfig(**FAST | {"steps": 60, "learning_rate": 0.0, "camera_learning_rate": 0.0, "patience": 8})
+    model = tiny_random_model(0)
+    result = fit(model, CameraTable(dict(list(VIEWS.items())[:3])), pairs_of(model, 3), config, Path("none/checkpoint.pt"))
+    assert 16 <= len(result["losses"]) < 60
+
+
+@pytest.mark.parametrize("losses, patience, expected", (([1.0] * 8, 4, True), ([1.0] * 7, 4, False), ([1.0] * 8, 0, False), ([1.0] * 4 + [0.98] * 4, 4, False), ([1.0] * 4 + [0.995] * 4, 4, True)))
+def test_a_loss_settles_when_it_falls_by_less_than_a_hundredth(losses, patience, expected):
+    from sap3d.plateau import settled
+
+    assert settled(losses, patience) is expected
+
+
 def test_first_guesses_are_made_once_and_are_those_of_the_pair():
     model = tiny_random_model(0, multiplane=4)
     data = pairs_of(model, 3)

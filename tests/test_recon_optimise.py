@@ -220,6 +220,18 @@ def test_resume_equals_an_undisturbed_run(field, tmp_path):
     assert same_field(finished.field, whole.field) and torch.equal(finished.occupancy.occupied, whole.occupancy.occupied)
 
 
+def test_it_ends_when_the_error_has_settled_on_the_last_level_and_is_finished_then(tmp_path):
+    run = reconstruction(steps=400, grid=[8, 16], level_starts=[0.0, 0.1], photo_sizes=[24, 24], learning_rate=1e-6, patience=20, sds=False, likeness_weight=0.0)
+    run.guidance = None
+    run.run(tmp_path / "last.pt", "id")
+    assert 40 + 39 <= run.step < 200 and run.level == 1  # nothing is learned at such a rate; two times 20 steps of the second level
+    again = reconstruction(steps=400, grid=[8, 16], level_starts=[0.0, 0.1], photo_sizes=[24, 24], learning_rate=1e-6, patience=20, sds=False, likeness_weight=0.0)
+    again.guidance = None
+    again.resume(tmp_path / "last.pt", "id")
+    again.run()
+    assert again.step == run.step and same_field(again.field, run.field)
+
+
 def test_foreign_and_damaged_checkpoints_are_not_used(tmp_path):
     run = reconstruction(steps=2)
     run.run(tmp_path / "last.pt", "one")

@@ -22,6 +22,8 @@ class ReconConfig(FitSettings):
     offload: bool = False  # its image encoder and learned autoencoder stay in main memory while they are idle
     cameras: str = ""  # camera file to use instead of stage 2's refined cameras (e.g. true ones, for an upper bound)
 
+    patience: int = 0  # end earlier, when the photos' error of colour has not fallen by 1 % from so many steps to as many next ones; 0: never
+
     warm_start: bool = True  # begin with the novel views of stage 2 as pictures
 
     # Likeness: patches of renders shall look like patches of the novel views (LPIPS, as in ReconFusion).
@@ -69,6 +71,7 @@ class ReconConfig(FitSettings):
     )  # fmt: skip
 
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
+        "patience": (0, 10_000_000),
         "likeness_weight": (0, 1e3), "likeness_start": (0, 1), "likeness_every": (1, 10_000_000), "likeness_size": (32, 1024),
         "sds_weight": (0, 1e6), "sds_start": (0, 1), "sds_every": (1, 10_000_000), "sds_batch": (1, 1024), "sds_cameras": (1, 1_000_000), "sds_size": (0, 4096),
         "sds_t_start": (0, 1), "sds_t_end": (0, 1), "guidance_scale": (0, 1000), "sds_elevations": (-90, 90), "tile_rays": (1, 1 << 26),

@@ -14,6 +14,7 @@ from sap3d.field.fit import PhotoFit
 from sap3d.field.photos import camera_rays
 from sap3d.field.rendering import render
 from sap3d.interrupt import finish_step_first
+from sap3d.plateau import settled
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
 
@@ -32,6 +33,7 @@ class Reconstruction(PhotoFit):
                  mirror_plane: float | None = None):  # fmt: skip
         super().__init__(photos, cameras, config, device, mirror_plane, novel_views)
         self.seconds, self.history = 0.0, []
+        self.errors: list[float] = []  # of the photos' colours, each step, where ``patience`` asks for them
         large_enough = novel_views and min(image.shape[0] for image in novel_views.values()) >= Likeness.SMALLEST
         self.likeness = Likeness(novel_views, config.likeness_size, device) if config.likeness_weight > 0 and large_enough else None
         self.guidance = Guidance(model, *self.given, config) if model is not None else None
@@ -43,15 +45,17 @@ class Reconstruction(PhotoFit):
 
     def run(self, checkpoint: Path | None = None, fingerprint: str = "", on_step=None) -> None:
         """Optimise to the end, leaving a checkpoint every ``checkpoint_seconds`` and a small last one."""
-        if self.step >= self.config.steps:
+        if self.finished:
             return
         started = saved = time.time()
         already = self.seconds
         with finish_step_first() as stop, Progress("3D_Recon", self.config.steps, start=self.step) as progress:
-            while self.step < self.config.steps:
-                losses = self.one_step()
+            while not self.finished:
+                level, losses = self.level, self.one_step()
+                if self.config.patience and "rgb" in losses:
+                    self.errors = [*(self.errors if self.level == level else []), losses["rgb"].item()]
                 self.seconds = already + time.time() - started
-                if self.step % 20 == 0 or self.step == self.config.steps:
+                if self.step % 20 == 0 or self.finished:
                     self.history.append({"step": self.step, **{k: round(v.item(), 6) for k, v in losses.items()}})
                     progress.update(self.step, "  ".join(f"{k} {v.item():.4f}" for k, v in losses.items()))
                 if checkpoint is not None and (stop.requested or time.time() - saved > self.config.checkpoint_seconds):
@@ -64,6 +68,11 @@ class Reconstruction(PhotoFit):
         self.occupancy.update(self.field)
         if checkpoint is not None:
             self.save(checkpoint, fingerprint)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or the photos' error has settled on the last level of the grid."""
+        return self.step >= self.config.steps or self.level == len(self.config.grid) - 1 and settled(self.errors, self.config.patience)
 
     def add_gradients(self, share: float) -> dict[str, torch.Tensor]:
         config, found = self.config, {}
@@ -124,7 +133,8 @@ class Reconstruction(PhotoFit):
             "history": self.history,
             "field": self.field.state(),
             "delta": self.cameras.delta.detach(),
-            "optimiser": self.optimiser.state_dict() if self.step < self.config.steps else None,  # two thirds of the file
+            "errors": self.errors,
+            "optimiser": None if self.finished else self.optimiser.state_dict(),  # two thirds of the file
             "occupancy": self.occupancy.state(),
             "seeing": self.seeing,
         }
@@ -139,7 +149,8 @@ class Reconstruction(PhotoFit):
                 return False
         except Exception:  # a damaged file raises nearly anything; the run then starts from the beginning
             return False
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.step, self.seconds, self.history, self.errors = state["step"], state["seconds"], state["history"], state["errors"]
+        self.level = state["level"]
         self.field.load_state(state["field"])
         with torch.no_grad():
             self.cameras.delta.copy_(state["delta"])
