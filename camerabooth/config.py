@@ -24,8 +24,8 @@ class BoothConfig:
     train: bool = True  # false: novel views from the base model and the initial cameras
     trained: str = "unet"  # unet (whole U-Net + projection, as published), attention (its attention layers + projection), lora (low-rank changes of them + projection), projection
     lora_rank: int = 16  # of lora (arXiv 2106.09685)
-    steps: int = 40  # optimiser steps for two views
-    steps_per_extra_view: int = 10  # and these for each further view
+    steps: int = 32  # optimiser steps for two views
+    steps_per_extra_view: int = 7  # and these for each further view
     patience: int = 0  # end earlier, when the photos' loss has not fallen by 1 % from so many steps to as many next ones; 0: never
     batch_size: int = 8  # photo pairs a step
     regulariser_batch: int = 2  # pairs of regulariser objects a step (prior preservation); 0: none

@@ -86,6 +86,7 @@ class Suite:
     claims: list[Claim] = field(default_factory=list)  # comparisons that docs/results.md spells out
     evaluation: list[str] = field(default_factory=list)  # key=value settings of sap3d.evaluate
     gallery: Gallery = field(default_factory=Gallery)
+    beside_released: str = ""  # variant whose means docs/results.md sets beside SAP3D's released ones
     take_from: list[str] = field(default_factory=list)  # other suites whose rows count here where variant, settings and weights agree
 
 
@@ -113,6 +114,8 @@ def load_suite(name: str) -> tuple[str, Suite]:
     gallery = suite.gallery
     if gallery.views and (gallery.variant not in suite.variants or gallery.figure not in FIGURE):
         raise InputError(f"{path}: gallery needs a variant of the suite ({', '.join(suite.variants)}) and a figure of results.json, not {gallery.variant} and {gallery.figure}")
+    if suite.beside_released and suite.beside_released not in suite.variants:
+        raise InputError(f"{path}: beside_released names {suite.beside_released}, which is not a variant of the suite ({', '.join(suite.variants)})")
     strangers = [object_ for object_ in gallery.causes if object_ not in (*suite.objects, *suite.more_views)]
     if strangers:
         raise InputError(f"{path}: gallery gives a cause for {strangers[0]}, which is not an object of the suite")

@@ -17,6 +17,7 @@ from sap3d.suite_claims import LEGEND, MARK, MARK_LEGEND, claims_table, latest_v
 from sap3d.suite_gallery import write_gallery
 from sap3d.suite_parts import parts_sections
 from sap3d.suite_plots import write_plots
+from sap3d.suite_released import released_section
 
 PAGE = REPOSITORY / "docs" / "results.md"
 _HEADINGS = [FIGURE[key].heading for key in TABLE_KEYS]
@@ -36,14 +37,15 @@ models on a GPU. Time is the sum of the stages' wall times, memory the largest r
 
 def write_results_page(page: Path = PAGE) -> Path:
     """Write the page with every suite that has rows; returns its path."""
-    parts, everything = [_INTRODUCTION], []
+    parts, sections, everything = [_INTRODUCTION], [], []
     for path in sorted(SUITES.glob("*.yaml")):
         name, suite = load_suite(str(path))
         rows = load_rows(name)
         everything += rows
         if rows:
-            parts.append(suite_section(name, suite, rows, page.parent))
-    parts += parts_sections()
+            parts += filter(None, [released_section(name, suite, rows)])  # first on the page: what most readers look for
+            sections.append(suite_section(name, suite, rows, page.parent))
+    parts += [*sections, *parts_sections()]
     baselines = structure_from_motion_section(everything)
     write_text(page, "\n".join([*parts, *([baselines] if baselines else [])]))
     return page

@@ -464,6 +464,20 @@ def test_rows_of_other_weights_are_marked():
     assert "†" not in suite_tables.means_table(loaded, rows) + suite_claims.claims_table(claims, rows)
 
 
+def test_means_are_set_beside_the_released_ones():
+    from sap3d.suite_released import released_section
+
+    results = [{"NAME": f"o{k}", "views": 5, "3d_psnr_mean": 25.0 + 0.1 * k, "3d_lpips_mean": 0.2 + 0.1 * (-1) ** k, "CD": 0.030 + 0.001 * k} for k in range(4)]
+    rows = [{"variant": "full", "result": result} for result in results]
+    loaded = suite.Suite(title="t", type="T", objects=["a"] * 4, views=[1, 5], variants={"full": suite.Variant()}, beside_released="full")
+    text = released_section("small", loaded, rows)
+    line = next(line for line in text.splitlines() if line.startswith("| 5 |"))
+    assert re.search(r"\*\*25\.15 \[25\.0\d, 25\.2\d\]\*\* / 19\.78 \|", line) and re.search(r"\| 0\.200 \[.*\] / 0\.108, \*open\* \|", line)  # better; worse, but it may be chance
+    assert text.rstrip().endswith("**: 3D LPIPS with 5 photos (0.200, released 0.108); Chamfer with 5 photos (0.032, released 0.019).") and "| 1 |" not in text
+    loaded.beside_released = ""
+    assert released_section("small", loaded, rows) == ""
+
+
 def test_intervals_cover_the_mean_of_new_objects():
     """Of 200 samples of 16 objects about 95 % hold the mean that they were drawn with, whatever the shape of the distribution."""
     generator = np.random.default_rng(1)
