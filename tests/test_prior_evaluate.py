@@ -89,6 +89,19 @@ def test_true_cameras_that_are_missing_or_damaged_are_one_line(scene, run):
     (scene.truth_test_dir / "moved").rename(scene.truth_test_dir / "poses")
 
 
+def test_a_flat_thing_may_vanish_from_its_edge(scene):
+    from PIL import Image
+
+    path = scene.truth_test_dir / "images" / "040.png"
+    kept = path.read_bytes()
+    Image.new("RGBA", Image.open(path).size).save(path)
+    try:
+        cameras, views = evaluate.true_views(scene)
+        assert len(cameras) == len(views) == 84 and (views["040"] == 1).all()
+    finally:
+        path.write_bytes(kept)
+
+
 def test_bundled_objects_are_found_from_another_root(scene, monkeypatch):
     monkeypatch.setenv("ROOT_DIR", str(scene.root))
     assert objects_of(TYPE) == [OBJECT] and "teddy_bear" in objects_of("GSO_demo")

@@ -23,7 +23,7 @@ from camerabooth.prior.truth import objects_of, true_cameras
 from sap3d.cameras import Camera
 from sap3d.config import load_config, resolve_device
 from sap3d.errors import ArgumentParser, InputError, cli
-from sap3d.images import composite_white, contact_sheet, load_input_views, load_rgba, resize, save_image
+from sap3d.images import composite_white, contact_sheet, load_input_views, load_rgb, resize, save_image
 from sap3d.metrics.image import score_images
 from sap3d.report import write_csv
 from sap3d.results import markdown_table
@@ -50,7 +50,7 @@ def true_views(scene: Scene, every: int = 1) -> tuple[dict[str, Camera], dict[st
     names = sorted(path.stem for path in (folder / "poses").glob("*.npy"))[::every]
     if not names:
         raise InputError(f"{folder}: no true views there; dataset/gso.py and dataset/render.py make them")
-    return true_cameras(folder / "poses", names), {name: composite_white(load_rgba(folder / "images" / f"{name}.png")) for name in names}
+    return true_cameras(folder / "poses", names), {name: load_rgb(folder / "images" / f"{name}.png") for name in names}
 
 
 @torch.no_grad()
