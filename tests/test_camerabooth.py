@@ -164,7 +164,7 @@ def test_schedule_reaches_zero_at_the_last_step_for_every_number_of_views(count)
 
 
 def test_more_views_get_more_steps():
-    assert [total_steps(BoothConfig(), n) for n in (2, 3, 5)] == [40, 50, 70]
+    assert [total_steps(BoothConfig(), n) for n in (2, 3, 5)] == [32, 39, 53]
 
 
 def test_min_snr_weights():
