@@ -5,7 +5,7 @@
 Both ways in one run with the same sampler steps, seeds and conditions; ``--share`` measures every n-th view of the slow way
 and says so. From two photos on the pipeline's own way too, which is guided by a radiance field of the photos (camerabooth/photo_field.py): other pictures. Its
 seconds are those of ``camerabooth.nvs.photo_field`` too: the fit, and with two or three photos the 42 first guesses that it is fitted to. Prints
-seconds, the ratio, the largest difference of the pictures and the peak resident memory. Reads true poses.
+seconds, the ratio, the largest difference of the pictures, the time of a guided pair of U-Net evaluations and the peak resident memory. Reads true poses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from camerabooth.config import BoothConfig
 from camerabooth.nvs import photo_field
 from camerabooth.photo_field import PhotoField
 from camerabooth.prior.truth import true_cameras
-from sap3d.cameras import Camera, protocol_test_cameras
+from camerabooth.training import compute_context
+from sap3d.cameras import Camera, pose_condition, protocol_test_cameras
 from sap3d.config import resolve_device
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import load_input_views
@@ -83,6 +84,18 @@ def compare(model, photos: torch.Tensor, conditions: list[Camera], targets: list
     return {"steps": steps, "seconds": seconds, "seconds one by one": seconds_slow * len(targets) / len(targets[::share]), "difference": float((fast[0] - slow[0]).abs().max())} | extra
 
 
+@torch.no_grad()
+def guided_pair_seconds(model, photos: torch.Tensor, condition: Camera, target: Camera, device: str, times: int = 20) -> float:
+    """Median seconds of one denoising evaluation with classifier-free guidance (conditional and unconditional, one batch) of a view from one photo."""
+    with compute_context("auto", model.device)():
+        features = model.encode_condition(photos[:1, :3], photos[:1, 3:]).small
+        pose = torch.from_numpy(pose_condition(target, condition))[None].float().to(device)
+        tokens, concat = model.conditions(features, pose)
+        latents, t = torch.zeros_like(model.encode_target(features.concat[:, :3])), torch.tensor([model.num_timesteps // 2], device=device)
+        pair = partial(model.guided, latents, t, tokens, concat, 3.0)
+        return float(np.median([timed(pair, device)[1] for _ in range(times + 3)][3:]))
+
+
 def main() -> None:
     parser = ArgumentParser(prog="python -m benchmarks.novel_views", description=__doc__.split(":")[0])
     parser.add_argument("--object", default="teddy_bear")
@@ -109,6 +122,8 @@ def main() -> None:
               f"largest difference of the first view {row['difference']:.1e}", flush=True)  # fmt: skip
         if "seconds guided" in row:
             print(f"    guided by the field of the photos, all that makes it included: {row['seconds guided']:.1f} s, one by one {row['seconds one by one'] / row['seconds guided']:.2f} times as long", flush=True)
+    pair = guided_pair_seconds(model, photos, conditions[0], targets[20 % len(targets)], device)
+    print(f"a guided pair of U-Net evaluations: {1000 * pair:.0f} ms", flush=True)
     peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory {peak:.1f} GB ({'GPU' if device.startswith('cuda') else 'resident'}), {torch.get_num_threads()} threads")
 

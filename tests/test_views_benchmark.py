@@ -41,7 +41,8 @@ def test_the_pipeline_s_own_way_is_timed_with_all_that_makes_its_field(run, monk
     monkeypatch.setattr(PhotoField, "of", lambda photos, cameras, plane, steps, seed, device, guesses: seen.append((len(photos), len(guesses or {}))) or OwnField())
     run("--views", str(views))
     assert seen == ([(views, guessed)] if fitted else [])
-    assert ("guided by the field of the photos" in capsys.readouterr().out) == fitted
+    printed = capsys.readouterr().out
+    assert ("guided by the field of the photos" in printed) == fitted and "a guided pair of U-Net evaluations: " in printed
 
 
 def test_bad_options_and_missing_truth_are_refused_before_anything_runs(run, monkeypatch, tmp_path):
