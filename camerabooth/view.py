@@ -19,7 +19,7 @@ from sap3d.images import contact_sheet, load_input_views, save_image
 from sap3d.scene import Scene, read_cameras
 
 
-def cameras_of(elevation_deg: list[float], azimuth_deg: list[float], radius: list[float]) -> dict[str, Camera]:
+def cameras_at(elevation_deg: list[float], azimuth_deg: list[float], radius: list[float]) -> dict[str, Camera]:
     """Cameras by number; a list of one value holds for all. Raises InputError for lists that do not fit or impossible values."""
     count = max(map(len, (elevation_deg, azimuth_deg, radius)))
     if any(len(values) not in (1, count) for values in (elevation_deg, azimuth_deg, radius)):
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of stage 2, e.g. nvs_steps=4")
     arguments = parser.parse_args()
     config = load_config(BoothConfig, None, arguments.settings, arguments.preset)
-    targets = read_cameras(arguments.cameras) if arguments.cameras else cameras_of(arguments.elevation, arguments.azimuth, arguments.radius)
+    targets = read_cameras(arguments.cameras) if arguments.cameras else cameras_at(arguments.elevation, arguments.azimuth, arguments.radius)
     scene = Scene(arguments.type, arguments.object, arguments.views)
     out = arguments.out or scene.results_dir / "views"
     render(scene, targets, config, out)

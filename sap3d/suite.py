@@ -279,13 +279,13 @@ def commit() -> str:
 
 
 def made_from(suite: Suite, key: str) -> dict:
-    """What else makes a row of a variant out of date: data, evaluation, and the definitions of the variants whose outputs it shares."""
+    """What else makes a row of a variant out of date: data, evaluation, its definition and those of the variants whose outputs it shares."""
     return {"type": suite.type, "evaluation": list(suite.evaluation), "format": evaluate.FORMAT, "lineage": lineage(suite, key)}
 
 
 def up_to_date(row: dict | None, suite: Suite, key: str) -> bool:
     """Whether a stored row was measured under the settings of variant ``key`` with the present defaults and weights."""
-    return bool(row) and row["definition"] == definition(suite.variants[key]) and row.get("made_by") == made_by() and row.get("made_from") == made_from(suite, key)
+    return bool(row) and row.get("made_by") == made_by() and row.get("made_from") == made_from(suite, key)
 
 
 def taken_row(name: str, suite: Suite, key: str, object_: str, views: int) -> dict | None:
@@ -294,7 +294,7 @@ def taken_row(name: str, suite: Suite, key: str, object_: str, views: int) -> di
     It must be up to date, of the same variant, object and number of views.
     """
     for other in suite.take_from:
-        for row in load_rows(other) if made_from(load_suite(other)[1], key) == made_from(suite, key) else ():
+        for row in load_rows(other):
             if row_key(row) == (key, object_, views) and up_to_date(row, suite, key):
                 return row | {"suite": name, "taken_from": row.get("taken_from", other)}
     return None

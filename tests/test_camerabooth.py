@@ -454,7 +454,7 @@ def test_views_at_any_cameras_are_those_of_the_stage(make_scene, tmp_path, monke
 @pytest.mark.parametrize("elevation, azimuth, radius", [([0.0, 1.0], [0.0, 1.0, 2.0], [1.5]), ([95.0], [0.0], [1.5]), ([0.0], [float("nan")], [1.5]), ([0.0], [0.0], [0.1])])
 def test_impossible_views_are_refused(elevation, azimuth, radius):
     with pytest.raises(InputError):
-        view.cameras_of(elevation, azimuth, radius)
+        view.cameras_at(elevation, azimuth, radius)
 
 
 def test_one_view_uses_the_base_model(make_scene, capsys):

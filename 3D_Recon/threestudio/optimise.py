@@ -52,8 +52,10 @@ class Reconstruction(PhotoFit):
         with finish_step_first() as stop, Progress("3D_Recon", self.config.steps, start=self.step) as progress:
             while not self.finished:
                 level, losses = self.level, self.one_step()
+                if self.level != level:
+                    self.errors = []
                 if self.config.patience and "rgb" in losses:
-                    self.errors = [*(self.errors if self.level == level else []), losses["rgb"].item()]
+                    self.errors.append(losses["rgb"].item())
                 self.seconds = already + time.time() - started
                 if self.step % 20 == 0 or self.finished:
                     self.history.append({"step": self.step, **{k: round(v.item(), 6) for k, v in losses.items()}})
