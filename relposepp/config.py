@@ -82,6 +82,7 @@ class RelPoseConfig:
     queries: int = 30000  # random rotations a pair in the so3 search (the published evaluation uses 500,000)
     iterations: int = 50  # steps of coordinate ascent in the so3 search, as published
     aim: str = "auto"  # exact: cameras look at the object's centre; free: taken by hand, aim and distance unknown; auto: free for photos of dataset.photos
+    taken: str = "auto"  # around: from one distance, some way apart, not from below; anywhere: any distances and directions; auto: where three photos or more contradict around
     rerank: bool = True  # search by outlines, judge by hull, colours and the judge of pairs too; false: the network alone
     judge: bool = True  # with two or three photos, ask the learned judge of pairs too (relposepp/judge.py)
     cameras: str = ""  # camera file to take instead of an estimate; the mirror plane is looked for all the same
@@ -90,7 +91,7 @@ class RelPoseConfig:
 
     def check(self) -> None:
         """Raises InputError for a setting that cannot be used."""
-        check_choices(self, {"search": ("look_at", "so3"), "aim": ("auto", "exact", "free"), "precision": ("fp32", "bf16", "fp16")})
+        check_choices(self, {"search": ("look_at", "so3"), "aim": ("auto", "exact", "free"), "taken": ("auto", "around", "anywhere"), "precision": ("fp32", "bf16", "fp16")})
         check_limits(
             self,
             {

@@ -151,6 +151,22 @@ class Consistency:
                 inside &= self.within(point.flatten(1, 2), rotation, centre, j).reshape(inside.shape)
         return inside, point, depth
 
+    @torch.no_grad()
+    def longest_side(self, elevation_rad, azimuth_rad, radius) -> float:
+        """Longest side, object lengths, of the smallest upright box, turned as it may be, around the hull of one configuration (N,); 0 where there is none."""
+        rotation, centre = poses_of(*(np.asarray(x)[None] for x in (elevation_rad, azimuth_rad, radius)))
+        found = []
+        for i in range(self.views):
+            inside, point, _ = self.inside(i, rotation, centre)
+            found.append(point[inside])
+        points = torch.cat(found)
+        if not len(points):
+            return 0.0
+        turn = torch.deg2rad(torch.arange(0.0, 90.0, 3.0))
+        across = points[:, :1] * turn.cos() + points[:, 1:2] * turn.sin(), points[:, 1:2] * turn.cos() - points[:, :1] * turn.sin()
+        sides = torch.stack([x.amax(0) - x.amin(0) for x in across])
+        return float(torch.cat([sides[:, sides.prod(0).argmin()], (points[:, 2].amax() - points[:, 2].amin())[None]]).max())
+
     def within(self, point: torch.Tensor, rotation: torch.Tensor, centre: torch.Tensor, j: int) -> torch.Tensor:
         """Whether photo j shows object where world points (K, Q, 3) lie: (K, Q)."""
         return self.mask[self._project(point, rotation, centre, j)[0]]

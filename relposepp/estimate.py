@@ -9,6 +9,7 @@ import numpy as np
 from relposepp import rotations as rot
 from relposepp.adjust import LEAST_VIEWS, adjust
 from relposepp.config import RelPoseConfig
+from relposepp.consistency import Consistency
 from relposepp.inference import Grid, Hypothesis, NetworkScores, PairScores, Tables, search_look_at, search_so3
 from relposepp.symmetry import Symmetry
 from sap3d.cameras import FOV_RAD, RADIUS, Camera, radius_at_fov, rotation_angle_deg
@@ -24,6 +25,10 @@ SYMMETRY_WORTH = 2.0  # log-likelihood ratio of a configuration whose outlines a
 SYMMETRY_MISSED = 0.005  # share of rays that miss the mirrored hull at which nothing of that is left
 SYMMETRY_CANDIDATES = 24  # configurations whose planes are looked for
 ELEVATIONS_DEG, ELEVATION_SIGMA_DEG = (0.0, 40.0), 6.0  # where photos are taken from, and the belief in that outside of the range
+CONTRADICTING_VIEWS = 3  # photos that can contradict what is believed about their distances and directions; two are explained by wrong cameras too
+AROUND_WORTH = 2.0  # log-likelihood ratio of those beliefs, where they are not certain
+# By number of photos: how far the longest side of the hull is believed, and its median over that of the object (forty validation objects of the corpus, true cameras).
+HULL_SIDE = {4: (0.5, 1.05), 5: (1.0, 1.025)}
 ACCEPTED_MISSED = 0.012  # the same share up to which stages 2 and 3 take mirrored photos
 ACCEPTED_COLOURS = 0.015  # with two photos, whose hull has nearly any mirror plane: what their colours must say for it (``MirrorPlane.colours``)
 
@@ -108,26 +113,52 @@ def radius_of(network, features) -> np.ndarray:
 
 def choose(scores: PairScores, radius: np.ndarray, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None) -> Estimate:
     """Search by the scores of the pairs alone, or with ``rerank`` by the outlines, judged by all that the photos say; adjust what was taken by hand; report."""
-    proposals = propose(scores, config)
-    symmetric, consistency = config.symmetry and scores.views > 1, None
+    proposals, reranker, anywhere, facts = propose(scores, config), None, False, {}
     if config.rerank and scores.views > 1:
-        reranker = reranker_of(scores, images, config, handheld_fov_rad)
-        proposals, consistency = reranker.run(proposals), reranker.consistency
-    symmetry = Symmetry(images, handheld_fov_rad, consistency) if symmetric else None
-    if symmetry and config.rerank:
+        proposals, reranker, anywhere = searched(proposals, scores, images, config, handheld_fov_rad)
+    symmetry = Symmetry(images, handheld_fov_rad, reranker and reranker.consistency) if config.symmetry and scores.views > 1 else None
+    if symmetry and reranker:
         proposals = symmetric_first(proposals, symmetry)
-    if config.rerank and scores.views > 1 and not handheld_fov_rad:  # those are drawn from a belief in elevations already
+    if reranker and not handheld_fov_rad and not anywhere:  # those by hand are drawn from a belief in elevations already
         proposals = from_above_first(proposals)
-    moved = {}
-    if handheld_fov_rad and config.rerank and scores.views >= LEAST_VIEWS:
-        searched, proposals[0] = proposals[0], adjust(images, handheld_fov_rad, proposals[0], seed=config.seed)
-        moved = {"adjusted_deg": np.round(rotation_angle_deg(searched.rotations(), proposals[0].rotations()), 1).tolist()}
+    if reranker and handheld_fov_rad and scores.views >= LEAST_VIEWS:
+        before, proposals[0] = proposals[0], adjust(images, handheld_fov_rad, proposals[0], seed=config.seed)
+        facts["adjusted_deg"] = np.round(rotation_angle_deg(before.rotations(), proposals[0].rotations()), 1).tolist()
+    if anywhere:
+        proposals[0] = rescaled(proposals[0], reranker.consistency)
+        facts["taken"] = "anywhere"
+    if reranker and not handheld_fov_rad and scores.views >= CONTRADICTING_VIEWS and reranker.contradicted(proposals[0]):
+        facts["outlines_missed"] = round(reranker.missed(proposals[0]), 4)
     found = finish(proposals, radius, scores, config, handheld_fov_rad)
-    found.checks |= moved
+    found.checks |= facts
     if symmetry:
         found.mirror_plane_rad, facts = accepted_plane(symmetry, found.cameras, found.turn_rad)
         found.checks |= facts
     return found
+
+
+def searched(proposals: list[Hypothesis], scores: PairScores, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None):
+    """Configurations by the search by outlines and all that judges them, best first; the ``Reranker`` that did it; whether they are those of photos from anywhere."""
+    anywhere = config.taken == "anywhere" and not handheld_fov_rad
+    reranker = reranker_of(scores, images, config, handheld_fov_rad, anywhere)
+    found = reranker.run(proposals)
+    if config.taken == "auto" and not handheld_fov_rad and scores.views >= CONTRADICTING_VIEWS and reranker.contradicted(found[0]):
+        other = replace(reranker, anywhere=True)
+        others = other.run(proposals)
+        if others[0].score > found[0].score + AROUND_WORTH:
+            return others, other, True
+    return found, reranker, anywhere
+
+
+def rescaled(hypothesis: Hypothesis, consistency: Consistency) -> Hypothesis:
+    """The hypothesis with its distances, known up to one factor, in units of the object's longest side, as far as its hull shows that (``HULL_SIDE``); for the rest, the
+    protocol's distance on average."""
+    trust, excess = HULL_SIDE.get(min(len(hypothesis.radius), max(HULL_SIDE)), (0.0, 1.0))
+    factor = RADIUS / hypothesis.radius.mean()
+    side = consistency.longest_side(hypothesis.elevation_rad, hypothesis.azimuth_rad, hypothesis.radius) if trust else 0.0
+    if side > 0:
+        factor = (excess / side) ** trust * factor ** (1 - trust)
+    return replace(hypothesis, radius=hypothesis.radius * factor)
 
 
 def symmetric_first(hypotheses: list[Hypothesis], symmetry: Symmetry) -> list[Hypothesis]:
@@ -171,13 +202,13 @@ def accepted_plane(symmetry: Symmetry, cameras: list[Camera], turn_rad: np.ndarr
     return plane.azimuth_rad if accepted else None, {"mirror_plane": facts}
 
 
-def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None):
+def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseConfig, handheld_fov_rad: list[float] | None = None, anywhere: bool = False):
     from relposepp.multistart import Effort
     from relposepp.rerank import Reranker
 
     grid = look_at_grid(config)
     effort = Effort(starts=config.starts, keep_first=3 * config.beam, keep=2 * config.beam, stirred=config.beam // 4)
-    return Reranker.of(Tables.of(scores, grid), grid, images, effort, config.candidates, config.seed, handheld_fov_rad, config.judge)
+    return Reranker.of(Tables.of(scores, grid), grid, images, effort, config.candidates, config.seed, handheld_fov_rad, config.judge, anywhere)
 
 
 def look_at_grid(config: RelPoseConfig) -> Grid:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from relposepp.multistart import distinct
+from relposepp.polish import polish
 from relposepp.tangency import Slack, Solution, Tangency
 from sap3d.cameras import RADIUS, radius_at_fov, wrap_to_pi
 
@@ -57,12 +58,8 @@ class Handheld:
         best = torch.argsort(self.tangency.cost(*starts, self.views, COARSE_RAD), stable=True)[: max(candidates, count // STARTS_TO_SOLVE)]
         solution = distinct(self._agree(*(x[best] for x in starts), 8), candidates, APART_DEG)
         score = self._score(solution)
-        for width_deg, top, copies in ROUNDS:
-            order = torch.from_numpy(np.argsort(-score, kind="stable")[:top].copy())
-            kept = solution[order]
-            moved = self._moved(kept, np.deg2rad(width_deg), copies, generator)
-            solution, score = solution.joined(moved), np.concatenate([score, self._score(moved)])
-        return solution, score
+        agree = lambda elevation, azimuth, radius, turn: self._agree(elevation, azimuth, radius, 4, self.tangency.sigma, turn)  # noqa: E731
+        return polish(solution, score, agree, self._score, ROUNDS, generator)
 
     def _score(self, solution: Solution) -> np.ndarray:
         return self.judge(solution) @ self.weights + WALK_BONUS * walks(solution.azimuth.double().numpy())
@@ -83,11 +80,3 @@ class Handheld:
 
     def _agree(self, elevation, azimuth, radius, steps: int, start_sigma: float = 0.02, turn=None) -> Solution:
         return self.tangency.solve(elevation, azimuth, radius, self.views, steps, prior_deg=ELEVATION_DEG, slack=SLACK, start_sigma=start_sigma, turn=turn)
-
-    def _moved(self, kept: Solution, width: float, copies: int, generator: np.random.Generator) -> Solution:
-        """``copies`` of every configuration, moved by ``width`` radians at random and made to agree with the outlines again."""
-        shape = len(kept.cost) * copies, len(self.views)
-        moves = [torch.from_numpy(generator.normal(0, width, shape)).float() for _ in range(2)]
-        moves[1][:, 0] = 0
-        elevation, azimuth, radius, turn = (x.repeat_interleave(copies, 0) for x in (kept.elevation, kept.azimuth, kept.radius, kept.turn))
-        return self._agree(elevation + moves[0], azimuth + moves[1], radius, 4, self.tangency.sigma, turn)

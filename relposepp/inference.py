@@ -142,6 +142,10 @@ class Tables:
         unary = np.stack([scores.elevation(v, grid.elevation_rad) for v in range(n)])
         return cls(pair, unary)
 
+    def of_first(self, views: int) -> Tables:
+        """Those of the first views alone."""
+        return Tables(self.pair[:views, :views], self.unary[:views])
+
     def score(self, elevation: np.ndarray, azimuth: np.ndarray) -> np.ndarray:
         """Scores (K,) of configurations given as grid indices (K, N)."""
         n, a = elevation.shape[1], self.pair.shape[-1]

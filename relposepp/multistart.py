@@ -52,8 +52,12 @@ def rotations_of(solution: Solution) -> torch.Tensor:
 
 def distinct(solution: Solution, count: int, apart_deg: float) -> Solution:
     """The best ``count`` solutions of which no two have all views within ``apart_deg`` of each other, best first."""
-    solution = solution[torch.argsort(solution.cost, stable=True)]
-    rotations = rotations_of(solution).flatten(2)
+    return solution[spread_out(solution, torch.argsort(solution.cost, stable=True), count, apart_deg)]
+
+
+def spread_out(solution: Solution, order: torch.Tensor, count: int, apart_deg: float) -> torch.Tensor:
+    """The first ``count`` places of ``order`` (M,) whose solutions are not within ``apart_deg``, in all views, of an earlier one's."""
+    rotations = rotations_of(solution[order]).flatten(2)
     limit = 1 + 2 * float(np.cos(np.deg2rad(apart_deg)))  # trace of a rotation by that angle
     kept, alive = [], torch.ones(len(rotations), dtype=torch.bool)
     for k in range(len(rotations)):
@@ -62,7 +66,7 @@ def distinct(solution: Solution, count: int, apart_deg: float) -> Solution:
             if len(kept) == count:
                 break
             alive[k + 1 :] &= (rotations[k + 1 :] * rotations[k]).sum(-1).amin(1) <= limit
-    return solution[torch.tensor(kept, dtype=torch.long)]
+    return order[torch.tensor(kept, dtype=torch.long)]
 
 
 def refine(tangency: Tangency, elevation, azimuth, radius, views: list[int], keep: int, apart_deg: float, slack: Slack = EXACT) -> Solution:
@@ -123,7 +127,12 @@ def search_outlines(tangency: Tangency, effort: Effort, elevation_range_deg, rad
     radius: of all cameras, in object lengths; slack: how far it, and the aim of the cameras, may be wrong.
     """
     views = list(range(min(3, tangency.views)))
-    solution = solve_first(tangency, views, effort, elevation_range_deg, radius, generator, slack)
+    return extend(tangency, solve_first(tangency, views, effort, elevation_range_deg, radius, generator, slack), effort, elevation_range_deg, radius, generator, slack)
+
+
+def extend(tangency: Tangency, solution: Solution, effort: Effort, elevation_range_deg, radius: float, generator, slack: Slack = EXACT) -> Solution:
+    """Distinct configurations of all the views that begin like solutions of the first ones, best first; the solutions themselves where there are no more views."""
+    views = list(range(solution.elevation.shape[1]))
     for new in range(len(views), tangency.views):
         hopeful = int((solution.cost < HOPELESS).sum())
         starts = add_view(tangency, solution[: max(hopeful, 20)], views, new, elevation_range_deg, radius)

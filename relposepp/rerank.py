@@ -13,11 +13,12 @@ suffice without the judge.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from relposepp.anywhere import Anywhere
 from relposepp.consistency import MEASURES, Consistency
 from relposepp.handheld import Handheld
 from relposepp.inference import Grid, Hypothesis, Tables, distinct
@@ -46,6 +47,7 @@ POOR = 2.0  # cost of the best solution above which the cameras' distances are s
 RADIUS_SIGMA = 0.12  # belief in the protocol's distance then, object lengths
 
 
+CONTRADICTED = 0.003  # share of rays that miss the hull above which outlines contradict a configuration; right ones of protocol and random views have none
 REVOLVED_VIEWS = 3  # photos from which on it is done: with two the scan that it concerns lost 2.7 degrees (docs/log.md)
 REVOLVED = 24  # configurations that are looked at as those of a body of revolution (relposepp/revolution.py), and how many are added
 REVOLVED_TILTS_DEG = (0.0, -6.0, 6.0, -12.0, 12.0)  # what is added to all elevations, which outlines of a body without corners hardly tell
@@ -58,11 +60,13 @@ SPACING_DEG = (40.0, 105.0)  # how far a photo is from its nearest neighbour, wh
 SPACING_SIGMA_DEG = 15.0  # belief in that outside of the range
 
 
-def weights_for(views: int, handheld: bool = False) -> np.ndarray:
-    """The fitted weights (len(TERMS),) of the nearest number of views, of the larger one between two."""
+def weights_for(views: int, handheld: bool = False, anywhere: bool = False) -> np.ndarray:
+    """The fitted weights (len(TERMS),) of the nearest number of views, of the larger one between two; anywhere: without a belief in how far apart photos are."""
     weights = np.array(WEIGHTS[min(WEIGHTS, key=lambda n: (abs(n - views), -n))])
     if handheld:
         weights[TERMS.index("judge")] = HANDHELD_JUDGE if views <= HANDHELD_JUDGED_VIEWS else 0
+    if anywhere:
+        weights[TERMS.index("spacing")] = 0
     return weights
 
 
@@ -100,28 +104,36 @@ class Reranker:
     handheld_fov_rad: list[float] | None = None
     judge: SceneJudge | None = None
     body: Revolution | None = None
+    anywhere: bool = False
+    images: list[np.ndarray] = field(default_factory=list)
+    judged: bool = True
 
     @classmethod
     def of(
         cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0, handheld_fov_rad: list[float] | None = None,
-        judged: bool = True,
+        judged: bool = True, anywhere: bool = False,
     ) -> Reranker:  # fmt: skip
-        """handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py); judged: ask the judge of pairs, where it has a weight."""
+        """handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py); judged: ask the judge of pairs, where it has a weight.
+        anywhere: nothing is known about distances and directions (relposepp/anywhere.py)."""
         consistency = Consistency(images, handheld_fov_rad)
         tangency = Tangency(images, handheld_fov_rad)
         judge = None
         if judged and len(images) > 1 and weights_for(len(images), bool(handheld_fov_rad))[TERMS.index("judge")]:
             judge = SceneJudge(load_judge(), images, handheld_fov_rad)
         body = Revolution(images) if len(images) >= REVOLVED_VIEWS and not handheld_fov_rad else None
-        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, body)
+        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, body, anywhere, images, judged)
 
     @property
     def weights(self) -> np.ndarray:
-        return weights_for(self.tangency.views, bool(self.handheld_fov_rad))
+        return weights_for(self.tangency.views, bool(self.handheld_fov_rad), self.anywhere)
+
+    @property
+    def _elevation_range_deg(self) -> tuple[float, float]:
+        return tuple(np.rad2deg(self.grid.elevation_rad[[0, -1]]))
 
     def search(self, proposals: list[Hypothesis]) -> Solution:
         """The ``candidates`` configurations whose outlines agree best: of the search by outlines, and the refined proposals."""
-        elevation_range = tuple(np.rad2deg(self.grid.elevation_rad[[0, -1]]))
+        elevation_range = self._elevation_range_deg
         views = list(range(self.tangency.views))
         found = search_outlines(self.tangency, self.effort, elevation_range, RADIUS, np.random.default_rng(self.seed))[: self.candidates]
         if len(views) > 3 and found.cost[0] > POOR:  # fewer views can be explained at any distance
@@ -218,6 +230,8 @@ class Reranker:
             tables: dict = {}
             handheld = Handheld(self.tangency, lambda found: self.terms(found, tables), self.weights, self.handheld_fov_rad)
             solution, score = handheld.search(self.effort.starts // 2, self.candidates, np.random.default_rng(self.seed))
+        elif self.anywhere:
+            solution, score = self._from_anywhere()
         else:
             solution, tables = self.search(proposals), {}
             score = self.terms(solution, tables) @ self.weights
@@ -225,6 +239,30 @@ class Reranker:
                 solution, score = self.turned(solution, score, tables)
         ordered = (self._hypothesis(solution, k, float(score[k])) for k in np.argsort(-score, kind="stable"))
         return distinct(ordered, apart_deg)
+
+    def _from_anywhere(self) -> tuple[Solution, np.ndarray]:
+        tables: dict = {}
+        least: list[float] = []  # cost of the first round's best solution: the measure of all rounds
+
+        def judge(found: Solution) -> np.ndarray:
+            least.append(float(found.cost.min()))
+            return self.terms(found, tables, least[0]) @ self.weights
+
+        search, settings = Anywhere(self.tangency, judge), (self.effort, self._elevation_range_deg, self.candidates)
+        solution, score = search.search(*settings, np.random.default_rng(self.seed))
+        if self.tangency.views > 3 and self.contradicted(self._hypothesis(solution, int(score.argmax()), float(score.max()))):
+            three = Reranker.of(self.tables.of_first(3), self.grid, self.images[:3], self.effort, self.candidates, self.seed, judged=self.judged, anywhere=True)
+            again, found = search.search_from(*three._from_anywhere(), *settings, np.random.default_rng(self.seed))
+            solution, score = solution.joined(again), np.concatenate([score, found])
+        return solution, score
+
+    def missed(self, hypothesis: Hypothesis) -> float:
+        """Share of the object's rays that miss the hull under a hypothesis of ``run``: what the outlines say against it."""
+        pose = (getattr(hypothesis, name)[None] for name in ("elevation_rad", "azimuth_rad", "radius"))
+        return -float(self.consistency.measures(*pose)[0, MEASURES.index("silhouette")])
+
+    def contradicted(self, hypothesis: Hypothesis) -> bool:
+        return self.missed(hypothesis) > CONTRADICTED
 
     def _hypothesis(self, solution: Solution, k: int, score: float) -> Hypothesis:
         elevation, azimuth, radius, turn = (getattr(solution, f)[k].double().numpy() for f in ("elevation", "azimuth", "radius", "turn"))

@@ -7,6 +7,7 @@ Writes camerabooth/configs/TYPE/config_OBJECT_view_N.yaml and a completion recor
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,10 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
             checks=result.checks,
         )
         extra["confidence"] = float(np.mean(result.confidence))
+        if "outlines_missed" in result.checks:
+            missed = f"{result.checks['outlines_missed']:.1%}"
+            print(f"warning: {scene.object}: no cameras were found that explain the photos' outlines ({missed} of the object is cut away by another photo); "
+                  "look at the masks, and at how the photos were taken (docs/PHOTOS.md)", file=sys.stderr)  # fmt: skip
     return output
 
 
