@@ -56,7 +56,7 @@ def protocol_input_cameras(name: str, views: int) -> dict[str, Camera]:
 
 
 def random_input_cameras(name: str, views: int) -> dict[str, Camera]:
-    """Input cameras from all around an object, independent of each other: elevations, azimuths and radii uniform in their ranges.
+    """Input cameras from all around an object, independent of each other: elevations, azimuths and radii uniform in their ranges. View 000 is at azimuth 0, where the test views begin.
 
     Drawn by a seed from the object's name, one camera after the other, so that they are the same everywhere. The true views stay the protocol's.
     """
@@ -64,6 +64,7 @@ def random_input_cameras(name: str, views: int) -> dict[str, Camera]:
         raise InputError(f"there are 1 to {MAX_VIEWS} input views, got {views}")
     low, high = zip(RANDOM_ELEVATIONS_DEG, (0.0, 360.0), RANDOM_RADII)
     drawn = np.random.default_rng([seed_of(name), 1]).uniform(low, high, (MAX_VIEWS, 3))
+    drawn[0, 1] = 0
     return {f"{k:03d}": Camera.from_degrees(*map(float, drawn[k])) for k in range(views)}
 
 
@@ -119,8 +120,10 @@ def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = N
 
 
 def settings_record(settings: RenderSettings) -> dict:
-    """What a render's record says of its settings; records of the protocol's views are older than the choice of views and do not name it."""
-    return {key: value for key, value in asdict(settings).items() if key != "inputs" or value != "protocol"}
+    """What a render's record says of its settings; records of the protocol's views are older than the choice of views and do not name it, and
+    random views of before did not begin at azimuth 0."""
+    names = {"protocol": {}, "random": {"inputs": "random from azimuth 0"}}
+    return {key: value for key, value in asdict(settings).items() if key != "inputs"} | names[settings.inputs]
 
 
 def mesh_hash(mesh: RenderMesh) -> str:

@@ -36,6 +36,7 @@ from sap3d.scene import REPOSITORY, Scene, atomic_path, completion_record, read_
 from sap3d.stage import run_stage
 
 FORMAT = 1  # raise when figures change their meaning, so that old results are measured again
+FRAME_DEG = 2.0  # true azimuth of view 000 that is still taken to be 0
 
 
 @dataclass
@@ -111,6 +112,7 @@ def _evaluate(scene: Scene, config: EvaluationConfig, target: Path) -> None:
             corrected["initial_cameras"] = pose.corrected_errors(cameras["initial"], true_poses)
     else:
         result.update(dict.fromkeys(["Rotation Error", "Elevation", "Azimuth", "Radius"]))
+    truth = _in_frame_of_photos(truth, true_poses, notes)
     _measure_images(scene, sets, truth, config, result, corrected)
     timing = ("stage", "seconds", "peak_memory_mb", "peak_gpu_memory_mb", "energy_joules")
     stages = [{key: record[key] for key in timing if key in record} for _, record in _stage_records(scene)]
@@ -190,6 +192,15 @@ def _true_views(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
         where = _short(scene, folder)
         notes.append(f"{len(names)} true test views in {where}" if names else f"no true test views: {where} is missing")
     return {name: load_rgb(folder / f"{name}.png") for name in names}
+
+
+def _in_frame_of_photos(truth: dict[str, np.ndarray], true_poses: dict[str, np.ndarray], notes: list[str]) -> dict[str, np.ndarray]:
+    """The true views, or none where they show the object from other places than the views of the same names do: both count azimuths from view 000 (docs/conventions.md)."""
+    azimuth = camera_from_pose(true_poses["000"]).azimuth_deg if "000" in true_poses else 0.0
+    if truth and abs((azimuth + 180) % 360 - 180) > FRAME_DEG:
+        notes.append(f"no figures of views: the true test views count azimuths from view 000, but its true azimuth is {azimuth:.0f} degrees; render photos and test views anew")
+        return {}
+    return truth
 
 
 def _true_poses(scene: Scene, cameras: dict[str, Camera], notes: list[str]) -> dict[str, np.ndarray]:

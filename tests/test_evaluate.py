@@ -186,6 +186,18 @@ def test_one_view_and_missing_parts(truth, tmp_path):
     assert result["3d_psnr_mean"] is None and result["CD"] is None and result["2d_psnr_mean"] == 100
 
 
+def test_true_views_that_begin_elsewhere_are_not_compared(truth, tmp_path):
+    """Predicted views count azimuths from view 000; where its true azimuth is another one they show the object from other places than the true views."""
+    shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
+    scene = Scene("TINY", "car", 3, tmp_path)
+    predict(scene)
+    for name, camera in INPUTS.items():
+        np.save(scene.truth_poses_dir / f"{name}.npy", camera.with_azimuth_offset(np.deg2rad(30)).camera_from_world())
+    result = results.load_results(evaluate.main(scene, SMALL))
+    assert result["2d_psnr_mean"] is None and result["3d_lpips_mean"] is None and result["Rotation Error"] == pytest.approx(0, abs=1e-3)
+    assert any("its true azimuth is 30 degrees" in note for note in result["notes"])
+
+
 def test_true_cameras_of_other_views_are_left_out(truth, tmp_path):
     shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
     scene = Scene("TINY", "car", 3, tmp_path)
