@@ -3,7 +3,7 @@
 The distances are searched with the directions then. From four photos on the outlines' equations still have few solutions. With two and three
 they have families of them: two equations for five unknowns, six for eight. So what the search keeps of these is judged by all that the
 photos say (relposepp/rerank.py), and the best are polished. Where four photos or more are still contradicted by their hull, what the outlines of
-three of them left was too little: the search begins again with three photos' judged and polished configurations.
+three of them left was too little: the search begins again with the judged and polished configurations of fewer photos.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sap3d.cameras import RADIUS
 
 SLACK = Slack(radius=0.15)  # belief in the protocol's distance, object lengths
 ROUNDS = ((8.0, 24, 8), (4.0, 16, 10), (2.0, 10, 12), (1.0, 8, 12))  # of polishing (relposepp/polish.py)
-BEGINNINGS = 60  # configurations of three photos that a second search begins with
+BEGINNINGS = 60  # configurations of fewer photos that a second search begins with
 APART_DEG = 3.0  # no two configurations that are moved are nearer to each other
 
 
@@ -36,10 +36,10 @@ class Anywhere:
         return self._judged(search_outlines(self.tangency, effort, elevation_range_deg, RADIUS, generator, SLACK)[:candidates], generator)
 
     def search_from(
-        self, three: Solution, score: np.ndarray, effort: Effort, elevation_range_deg: tuple[float, float], candidates: int, generator: np.random.Generator
+        self, fewer: Solution, score: np.ndarray, effort: Effort, elevation_range_deg: tuple[float, float], candidates: int, generator: np.random.Generator
     ) -> tuple[Solution, np.ndarray]:
-        """The same, beginning with the best of the first three photos' configurations by their scores."""
-        beginnings = three[best(three, score, BEGINNINGS, APART_DEG)]
+        """The same, beginning with the best of the first few photos' configurations by their scores."""
+        beginnings = fewer[best(fewer, score, BEGINNINGS, APART_DEG)]
         return self._judged(extend(self.tangency, beginnings, effort, elevation_range_deg, RADIUS, generator, SLACK)[:candidates], generator)
 
     def _judged(self, solution: Solution, generator: np.random.Generator) -> tuple[Solution, np.ndarray]:

@@ -48,6 +48,7 @@ RADIUS_SIGMA = 0.12  # belief in the protocol's distance then, object lengths
 
 
 CONTRADICTED = 0.003  # share of rays that miss the hull above which outlines contradict a configuration; right ones of protocol and random views have none
+FEWER_VIEWS = 4  # most photos whose configurations a contradicted search begins again with, in its turn with those of three
 REVOLVED_VIEWS = 3  # photos from which on it is done: with two the scan that it concerns lost 2.7 degrees (docs/log.md)
 REVOLVED = 24  # configurations that are looked at as those of a body of revolution (relposepp/revolution.py), and how many are added
 REVOLVED_TILTS_DEG = (0.0, -6.0, 6.0, -12.0, 12.0)  # what is added to all elevations, which outlines of a body without corners hardly tell
@@ -251,8 +252,9 @@ class Reranker:
         search, settings = Anywhere(self.tangency, judge), (self.effort, self._elevation_range_deg, self.candidates)
         solution, score = search.search(*settings, np.random.default_rng(self.seed))
         if self.tangency.views > 3 and self.contradicted(self._hypothesis(solution, int(score.argmax()), float(score.max()))):
-            three = Reranker.of(self.tables.of_first(3), self.grid, self.images[:3], self.effort, self.candidates, self.seed, judged=self.judged, anywhere=True)
-            again, found = search.search_from(*three._from_anywhere(), *settings, np.random.default_rng(self.seed))
+            few = min(self.tangency.views - 1, FEWER_VIEWS)
+            fewer = Reranker.of(self.tables.of_first(few), self.grid, self.images[:few], self.effort, self.candidates, self.seed, judged=self.judged, anywhere=True)
+            again, found = search.search_from(*fewer._from_anywhere(), *settings, np.random.default_rng(self.seed))
             solution, score = solution.joined(again), np.concatenate([score, found])
         return solution, score
 
