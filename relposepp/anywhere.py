@@ -32,18 +32,18 @@ class Anywhere:
     judge: Callable[[Solution], np.ndarray]
 
     def search(self, effort: Effort, elevation_range_deg: tuple[float, float], candidates: int, generator: np.random.Generator) -> tuple[Solution, np.ndarray]:
-        """Judged configurations and their scores (K,); ``candidates`` of them are judged before the best are polished."""
-        return self._judged(search_outlines(self.tangency, effort, elevation_range_deg, RADIUS, generator, SLACK)[:candidates], generator)
+        """Judged configurations and their scores (K,); ``candidates`` of them, at most, are judged before the best are polished, and in every round of that."""
+        return self._judged(search_outlines(self.tangency, effort, elevation_range_deg, RADIUS, generator, SLACK)[:candidates], candidates, generator)
 
     def search_from(
         self, fewer: Solution, score: np.ndarray, effort: Effort, elevation_range_deg: tuple[float, float], candidates: int, generator: np.random.Generator
     ) -> tuple[Solution, np.ndarray]:
         """The same, beginning with the best of the first few photos' configurations by their scores."""
         beginnings = fewer[best(fewer, score, BEGINNINGS, APART_DEG)]
-        return self._judged(extend(self.tangency, beginnings, effort, elevation_range_deg, RADIUS, generator, SLACK)[:candidates], generator)
+        return self._judged(extend(self.tangency, beginnings, effort, elevation_range_deg, RADIUS, generator, SLACK)[:candidates], candidates, generator)
 
-    def _judged(self, solution: Solution, generator: np.random.Generator) -> tuple[Solution, np.ndarray]:
-        return polish(solution, self.judge(solution), self._agree, self.judge, ROUNDS, generator, APART_DEG, distances=True)
+    def _judged(self, solution: Solution, candidates: int, generator: np.random.Generator) -> tuple[Solution, np.ndarray]:
+        return polish(solution, self.judge(solution), self._agree, self.judge, ROUNDS, generator, APART_DEG, distances=True, most=candidates)
 
     def _agree(self, elevation, azimuth, radius, _turn) -> Solution:
         """Scale is free: the outlines of a larger object from further away are the same. So distances do not wander off together."""

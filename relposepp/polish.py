@@ -19,14 +19,16 @@ Rounds = Sequence[tuple[float, int, int]]  # width of the moves in degrees, conf
 
 def polish(
     solution: Solution, score: np.ndarray, agree: Callable[..., Solution], judge: Callable[[Solution], np.ndarray], rounds: Rounds, generator: np.random.Generator,
-    apart_deg: float = 0.0, distances: bool = False,
+    apart_deg: float = 0.0, distances: bool = False, most: int | None = None,
 ) -> tuple[Solution, np.ndarray]:  # fmt: skip
     """The configurations with moved ones added, and all their scores (K,), larger is better.
 
     agree: makes elevation, azimuth, radius (K, N) and turn (K, N, 3) agree with the outlines; judge: scores (K,) of a Solution. apart_deg: of two
     configurations whose views are all nearer than this only the better one is moved; 0: both are. distances: move them too, by as many object lengths as radians.
+    most: moved ones a round, where that is fewer.
     """
     for width_deg, top, copies in rounds:
+        top = top if most is None else max(1, min(top, most // copies))
         kept = solution[best(solution, score, top, apart_deg)]
         moved = agree(*_moved(kept, np.deg2rad(width_deg), copies, generator, distances))
         solution, score = solution.joined(moved), np.concatenate([score, judge(moved)])

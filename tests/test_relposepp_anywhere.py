@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from relposepp import anywhere, rerank
+from relposepp import rerank
 from relposepp.anywhere import SLACK, Anywhere
 from relposepp.config import RelPoseConfig
 from relposepp.consistency import MEASURES, Consistency
@@ -24,7 +24,7 @@ from tests.relposepp_spheres import render, write_scene
 ELEVATION_DEG, AZIMUTH_DEG, DISTANCE = [45, -12, 20, 3], [0, 52, 78, -110], [1.3, 1.75, 1.45, 1.7]
 PLACES = [Camera.from_degrees(e, a, r) for e, a, r in zip(ELEVATION_DEG, AZIMUTH_DEG, DISTANCE)]
 TRUTH = look_at_rotation(np.deg2rad(ELEVATION_DEG), np.deg2rad(AZIMUTH_DEG))
-SMALL = dict(starts=8000, beam=60, candidates=40, judge=False, symmetry=False)  # balls are no things that the judge knows
+SMALL = dict(starts=8000, beam=60, candidates=80, judge=False, symmetry=False)  # balls are no things that the judge knows
 
 
 def solution_at(elevation, azimuth, radius=None):
@@ -48,6 +48,8 @@ def test_polishing_goes_where_the_judge_points(distances):
     assert score[top] > 0.05 * score[0] and judge(found) == pytest.approx(score)
     assert torch.equal(start.elevation, before) and (found.azimuth[:, 0] == 0).all()
     assert bool((found.radius != RADIUS).any()) == distances
+    few, _ = polish(start, judge(start), lambda e, a, r, t: solution_at(e, a, r), judge, rounds, np.random.default_rng(0), most=80)
+    assert len(few.cost) == 1 + 40 + 3 * 80
 
 
 def test_what_is_moved_is_spread_out_if_asked_for():
@@ -94,11 +96,6 @@ def test_scale_comes_from_the_hull_where_there_are_photos_enough():
     assert two.radius == pytest.approx([1.0, 2.0])  # on average the protocol's distance
 
 
-@pytest.fixture(autouse=True)
-def less_polishing(monkeypatch):
-    monkeypatch.setattr(anywhere, "ROUNDS", ((4.0, 8, 6), (2.0, 6, 6)))
-
-
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
     monkeypatch.setenv("ROOT_DIR", str(tmp_path))
@@ -113,9 +110,9 @@ def errors(path):
 
 def test_the_stage_notices_that_photos_are_from_anywhere(scene):
     around = main(scene, RelPoseConfig(taken="around", **SMALL))
-    assert errors(around).max() > 15 and "taken" not in yaml.safe_load(around.read_text())["checks"]
+    assert errors(around).mean() > 30 and "taken" not in yaml.safe_load(around.read_text())["checks"]
     found = main(scene, RelPoseConfig(**SMALL))
-    assert errors(found).max() < 8 and yaml.safe_load(found.read_text())["checks"]["taken"] == "anywhere"
+    assert errors(found).mean() < 8 and yaml.safe_load(found.read_text())["checks"]["taken"] == "anywhere"
 
 
 def test_what_hulls_contradict_is_searched_again_from_three_photos(scene, monkeypatch):
