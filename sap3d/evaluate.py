@@ -196,8 +196,8 @@ def _true_views(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
 
 def _in_frame_of_photos(truth: dict[str, np.ndarray], true_poses: dict[str, np.ndarray], notes: list[str]) -> dict[str, np.ndarray]:
     """The true views, or none where they show the object from other places than the views of the same names do: both count azimuths from view 000 (docs/conventions.md)."""
-    azimuth = camera_from_pose(true_poses["000"]).azimuth_deg if "000" in true_poses else 0.0
-    if truth and abs((azimuth + 180) % 360 - 180) > FRAME_DEG:
+    azimuth = np.rad2deg(wrap_to_pi(camera_from_pose(true_poses["000"]).azimuth_rad)) if "000" in true_poses else 0.0
+    if truth and abs(azimuth) > FRAME_DEG:
         notes.append(f"no figures of views: the true test views count azimuths from view 000, but its true azimuth is {azimuth:.0f} degrees; render photos and test views anew")
         return {}
     return truth

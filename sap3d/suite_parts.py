@@ -41,7 +41,7 @@ def parts_sections(folder: Path | None = None) -> list[str]:
         sections.append(
             "## Stage 1 by itself\n\n"
             "Relative rotations of the first photos, over pairs: `python -m relposepp.evaluate --type TYPE --views 2 3 4 5 8 --out docs/results_rows/relposepp_TYPE.json`, default effort (`--scenes 20` for CORPUS_test, "
-            f"furniture of which every third looks alike from two or four sides: the best kept hypothesis tells more there; GSO_random_anywhere is GSO_random with `taken=anywhere`). Best kept hypothesis: the mean over objects of the least median error among the alternatives that stage 1 keeps. Rows: {_links(found)}.\n\n{stage_1_table(found)}\n"
+            f"furniture of which every third looks alike from two or four sides: the best kept hypothesis tells more there). Best kept hypothesis: the mean over objects of the least median error among the alternatives that stage 1 keeps. Rows: {_links(found)}.\n\n{stage_1_table(found)}\n"
         )
     if (rows := folder / RECOVERY).is_file():
         sections.append(
