@@ -68,14 +68,13 @@ def find_devices(wanted: str | None) -> list[str]:
 def find_objects(type_: str, root: Path, wanted: list[str]) -> list[str]:
     """Objects of a type, below ``root`` or in the repository; raises InputError for an unknown type or object."""
     from sap3d.errors import InputError
-    from sap3d.scene import check_name
+    from sap3d.scene import check_name, objects_by_type
 
     check_name(type_, "dataset type")
-    bases = [base / "dataset" / "data" / "train" for base in (root, HERE)]
-    found = sorted({path.parent.name for base in bases for path in base.glob(f"{type_}/[!.]*/images")})
+    objects = objects_by_type(root)
+    found = objects.get(type_, [])
     if not found:
-        types = sorted({path.parent.parent.name for base in bases for path in base.glob("*/*/images")})
-        raise InputError(f"unknown dataset type {type_!r}; available: {', '.join(types)}")
+        raise InputError(f"unknown dataset type {type_!r}; available: {', '.join(objects)}")
     unknown = [name for name in wanted if name not in found]
     if unknown:
         raise InputError(f"unknown object {unknown[0]!r} of type {type_}; available: {', '.join(found)}")

@@ -13,6 +13,7 @@ main() {
         --setup) find_python; exit 0 ;;
         # Most tests wait for programs that they start, so two processes take half of the time; a file's tests share what they made.
         --test) shift; find_python; cd "$here"; exec "$python" -m pytest tests -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
+        -*) fail "TYPE OBJECT VIEWS GPU come first and options after them, got '$1' first; sh run_pipeline.sh -h says more" ;;
     esac
     read_arguments "$@"
     shift 4

@@ -8,25 +8,24 @@ ROOT_DIR/.work/app). Ending it (Ctrl-C) leaves a run that is under way; the next
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import threading
 from pathlib import Path
 
-from sap3d.errors import InputError, cli
-from sap3d.scene import REPOSITORY, root_dir
+from app import check_port, not_installed
+from sap3d.errors import ArgumentParser, InputError, cli
+from sap3d.scene import root_dir
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m app", description=__doc__.split("\n")[0])
     parser.add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default 7860)")
     parser.add_argument("--home", type=Path, help="folder of the runs (default: .work/app below ROOT_DIR or the repository)")
     parser.add_argument("--gpu", default="cpu", help="index of the GPU, or cpu (default)")
     parser.add_argument("--python", default=os.environ.get("PYTHON", ""), help="Python that runs the pipeline (default: PYTHON, or the pipeline's own .venv)")
     args = parser.parse_args()
-    if not 1 <= args.port <= 65535:
-        raise InputError(f"--port must be 1 to 65535, got {args.port}")
+    check_port(args.port)
     if args.gpu != "cpu" and not args.gpu.isdigit():
         raise InputError(f"--gpu must be an index such as 0, or cpu, got {args.gpu!r}")
     home = (args.home or root_dir() / ".work" / "app").resolve()
@@ -37,7 +36,7 @@ def main() -> None:
 
         from app.page import application
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is not installed; {REPOSITORY / 'requirements-app.txt'} says how to make the app's environment") from None
+        raise not_installed(error.name) from None
     from app.jobs import Queue, claim
 
     held = claim(home)  # noqa: F841, open as long as the server lives

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sap3d.errors import InputError
-from sap3d.scene import REPOSITORY, Scene, check_name, read_json, write_json, write_text
+from sap3d.scene import REPOSITORY, Scene, check_name, read_json, remove_leftovers, write_json, write_text
 
 TYPE = "APP"
 MAX_PHOTOS, MAX_BYTES = 12, 25_000_000  # of an upload; pixels are limited by sap3d.images.MAX_PIXELS
@@ -143,6 +143,7 @@ class Queue:
     def __init__(self, home: Path, python: str, gpu: str = "cpu", command: tuple[str, ...] = ("sh", str(REPOSITORY / "run_pipeline.sh"))):
         self.home, self.python, self.gpu, self.command = Path(home).resolve(), python, gpu, command
         self.home.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.home)
         self._lock, self._stop = threading.Lock(), threading.Event()
 
     # --- runs ------------------------------------------------------------------------------------------------------------
@@ -188,6 +189,8 @@ class Queue:
     def start(self, job: Job, quick: bool) -> None:
         """Put a run into the queue; again after a failure or a cancellation it resumes. InputError while the cancelled run still writes its checkpoint."""
         with self._lock:  # of two starts at once the second finds it waiting
+            if self.get(job.id) is None:  # nothing may be written into its folder, which would make it anew
+                raise InputError("the run was deleted; choose another")
             if job.state in ("running", "waiting", "done"):
                 return
             if job.state == "stopping":  # its end would be taken for the end of the new run
@@ -212,12 +215,19 @@ class Queue:
 
     def delete(self, job: Job) -> None:
         """Stop a run at once and remove all of it."""
-        self.cancel(job)
-        while (pid := job.pid) is not None:
+        away = self.home / f".{job.id}.tmp-{secrets.token_hex(4)}"  # no id of a run; what a killed server leaves of it the next one removes
+        while True:
+            self.cancel(job)
+            with self._lock:  # nothing is started meanwhile, and no other thread sees a run of which some files are gone
+                pid = job.pid
+                if pid is None:
+                    with contextlib.suppress(FileNotFoundError):  # deleted twice
+                        job.folder.rename(away)
+                    break
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             time.sleep(0.1)
-        shutil.rmtree(job.folder, ignore_errors=True)
+        shutil.rmtree(away, ignore_errors=True)
 
     def position(self, job: Job) -> int:
         """How many runs come before it."""
@@ -225,7 +235,13 @@ class Queue:
         return (waiting.index(job) if job in waiting else 0) + any(j.pid is not None for j in self.jobs())
 
     def _waiting(self) -> list[Job]:
-        return sorted((j for j in self.jobs() if j.state == "waiting"), key=lambda j: float((j.folder / "wanted").read_text() or 0))
+        """Runs that wait, the next one first; without those whose files cannot be read (any more)."""
+        since: dict[Job, float] = {}
+        for job in self.jobs():
+            with contextlib.suppress(OSError, ValueError):
+                if job.state == "waiting":
+                    since[job] = float((job.folder / "wanted").read_text() or 0)
+        return sorted(since, key=since.get)
 
     # --- the worker --------------------------------------------------------------------------------------------------------
     def run_forever(self, every: float = 0.5) -> None:

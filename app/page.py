@@ -61,7 +61,7 @@ def _state(queue: Queue, job: Job) -> str:
 def run_html(queue: Queue, job: Job | None) -> str:
     """Everything about one run: stages with progress, pictures as they come, model, downloads."""
     if job is None:
-        return '<div class="empty"><h2>From photos to a model</h2><p>Add three to eight photos of one object, taken from all around it at about the same distance. ' \
+        return '<div class="empty"><h2>From photos to a model</h2><p>Add five to eight photos of one object, taken from all around it at about the same distance. ' \
                "The background is removed on this machine; nothing leaves it.</p></div>"
     state = job.state
     parts = [f'<header class="title"><h2>{html.escape(job.name)}</h2><span class="state {state}">{_state(queue, job)}</span></header>']

@@ -8,25 +8,22 @@ Reads the outputs of the pipeline below ROOT_DIR and serves them on 127.0.0.1 wi
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import numpy as np
 
-from sap3d.cameras import Camera
+from app import check_port, not_installed
+from sap3d.cameras import OPENCV_FROM_OPENGL, Camera
 from sap3d.config import add_scene_arguments
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import composite_white, load_input_views, resize, to_uint8
-from sap3d.scene import REPOSITORY, Scene, read_cameras
-
-OPENCV_FROM_OPENGL_AXES = np.diag([1.0, -1.0, -1.0])  # viser's cameras look along +z with y down
-Y_UP_FROM_Z_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # as the GLB is written
+from sap3d.mesh_load import Z_UP_FROM_Y_UP
+from sap3d.scene import Scene, read_cameras
 
 
 def pose_of(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """(world_from_camera rotation (3, 3) with OpenCV axes, centre (3,)) of a camera."""
-    pose = camera.camera_from_world()
-    return pose[:, :3].T @ OPENCV_FROM_OPENGL_AXES, -pose[:, :3].T @ pose[:, 3]
+    """(world_from_camera rotation (3, 3) with OpenCV axes, which viser's cameras have, centre (3,)) of a camera."""
+    return camera.camera_from_world()[:, :3].T @ OPENCV_FROM_OPENGL, camera.center()
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:
@@ -54,7 +51,7 @@ def build(server, scene: Scene) -> int:
     mesh_path = scene.mesh_dir / "model.glb"
     mesh = None
     if mesh_path.is_file():
-        mesh = server.scene.add_glb("/mesh", mesh_path.read_bytes(), wxyz=quaternion(Y_UP_FROM_Z_UP.T))
+        mesh = server.scene.add_glb("/mesh", mesh_path.read_bytes(), wxyz=quaternion(Z_UP_FROM_Y_UP))
         shown += 1
     groups = {"initial": (initial, (150, 156, 164)), "refined": (refined, (28, 107, 220))}
     frusta: dict[str, list] = {kind: [] for kind in groups}
@@ -89,19 +86,20 @@ def build(server, scene: Scene) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m app.viewer", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m app.viewer", description=__doc__.split("\n")[0])
     add_scene_arguments(parser)
-    parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1 (default 8080)")
+    parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1, or the next that is free (default 8080)")
     args = parser.parse_args()
+    check_port(args.port)
     scene = Scene(args.type, args.object, args.views)
     available(scene)
     try:
         import viser
-    except ModuleNotFoundError:
-        raise InputError(f"viser is not installed; {REPOSITORY / 'requirements-app.txt'} says how to make the app's environment") from None
+    except ModuleNotFoundError as error:
+        raise not_installed(error.name) from None
     server = viser.ViserServer(host="127.0.0.1", port=args.port, verbose=False)
     count = build(server, scene)
-    print(f"{count} things of {scene.type} {scene.object} on http://127.0.0.1:{args.port}; Ctrl-C ends it", flush=True)
+    print(f"{count} things of {scene.type} {scene.object} on http://127.0.0.1:{server.get_port()}; Ctrl-C ends it", flush=True)
     while True:
         time.sleep(3600)
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import sap3d.compat  # noqa: F401
+from benchmarks.reference import check_pairs
 from benchmarks.seeded import seeded, seeded_state
 from safetensors.torch import load_file
 from sap3d.errors import ArgumentParser, InputError, cli
@@ -139,8 +140,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="expected outputs and converted weights")
     parser.add_argument("--size", choices=SIZES, default="small", help="of the networks that the references make")
     arguments = parser.parse_args()
-    if (arguments.zero123 is None) != (arguments.clip is None):
-        raise InputError("--zero123 and --clip go together: the reference's image encoder is OpenAI's")
+    check_pairs(arguments)
     expected = arguments.work / "expected"
     for wanted in ({"zero123": arguments.zero123, "clip": arguments.clip}, {"relposepp": arguments.relposepp}):
         given = [part for name, path in wanted.items() if path is not None for part in (f"--{name}", str(path))]

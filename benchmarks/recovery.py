@@ -3,7 +3,7 @@
     python -m benchmarks.recovery --type GSO_dev --views 3 4 5 [--objects ...] [--starts stage_1 one_wrong] [--rows docs/results_rows/recovery.json]
 
 stage_1: as ``camerabooth.recovery`` would begin. one_wrong: the true cameras, one of them, drawn from the object's name, at another azimuth (60 to 300
-degrees away) and elevation (20 degrees at most): whether the others find it again. Rows of other types, objects or numbers of photos stay in the file.
+degrees away) and elevation (up to 20 degrees away, and between -15 and 60): whether the others find it again. Rows of other types, objects or numbers of photos stay in the file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STARTS = ("stage_1", "one_wrong")
 ELEVATION_DEG = (-15.0, 60.0)  # where a camera that is turned away may end
 
 
-def true_cameras(rotations: np.ndarray, radius: np.ndarray) -> dict[str, Camera]:
-    """Cameras by number from rotations (N, 3, 3), camera from world, of cameras that look at the origin, and their distances (N,)."""
+def cameras_from_rotations(rotations: np.ndarray, radius: np.ndarray) -> dict[str, Camera]:
+    """Cameras by number from rotations (N, 3, 3), camera from world, of cameras that look at the origin, and their distances (N,); azimuths from the first."""
     backward = rotations[:, 2]
     cameras = cameras_from_angles(np.arcsin(backward[:, 2]), np.arctan2(backward[:, 1], backward[:, 0]), radius, [FOV_RAD] * len(radius))
-    return azimuths_from_first({f"{k:03d}": camera for k, camera in enumerate(cameras)})
+    return {f"{k:03d}": camera for k, camera in enumerate(cameras)}
 
 
 def one_wrong(cameras: Mapping[str, Camera], name: str) -> dict[str, Camera]:
@@ -78,11 +78,13 @@ def main() -> None:
     network, config = load_network(), RecoveryConfig()
     for views in arguments.views:
         measured = 0
-        for name, photos, rotations, radius, _ in typed_scenes(arguments.type, views, None):
+        for name, photos, rotations, radius, fov in typed_scenes(arguments.type, views, None):
             if arguments.objects and name not in arguments.objects:
                 continue
+            if fov is not None:  # taken by hand: with a field of view of their own, and aimed a little beside the centre
+                raise InputError(f"{arguments.type} {name}: was imported by dataset.photos, but this is for photos that look at the object's centre; give another --type")
             measured += 1
-            truth = true_cameras(rotations, radius)
+            truth = cameras_from_rotations(rotations, radius)
             for start in arguments.starts:
                 cameras = one_wrong(truth, name) if start == "one_wrong" else dict(zip(truth, estimate(photos, network, RelPoseConfig()).cameras))
                 found = recover(dict(zip(truth, photos)), cameras, config)

@@ -10,7 +10,6 @@ packages einops, kornia and antialiased_cnns must be importable. docs/FULL_PRESE
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import types
@@ -21,6 +20,7 @@ import torch
 import sap3d.compat  # noqa: F401  (before torchvision)
 from benchmarks.seeded import seeded, seeded_weight
 from safetensors.torch import save_file
+from sap3d.errors import ArgumentParser, InputError, cli, first_line
 
 SIZES = {  # channels of the U-Net and of the autoencoder, width and layers of CLIP and of its unused text part, pixels, layers of RelPose++
     "small": {"unet": 32, "vae": 32, "clip": (64, 2), "text": (64, 1, 1, 100), "image": 64, "depth": 1},
@@ -143,18 +143,30 @@ def write(out: Path, name: str, shapes: dict, found: dict[str, torch.Tensor]) ->
     print(f"{name}: {sum(torch.Size(s).numel() for s in shapes.values()):,} numbers; " + ", ".join(f"{k} {tuple(v.shape)}" for k, v in found.items()))
 
 
+def check_pairs(arguments) -> None:
+    """Raises InputError where a checkout is given without the one that belongs to it."""
+    if (arguments.zero123 is None) != (arguments.clip is None):
+        raise InputError("--zero123 and --clip go together: the reference's image encoder is OpenAI's")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.reference", description=__doc__.splitlines()[0])
     for name in ("zero123", "clip", "relposepp"):
-        parser.add_argument(f"--{name}", type=Path)
+        parser.add_argument(f"--{name}", type=Path, metavar="CHECKOUT", help="reference implementation, outside of this repository")
     parser.add_argument("--size", choices=SIZES, default="small", help="full: the published one")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.zero123:
-        zero123(arguments.zero123, arguments.clip, SIZES[arguments.size], arguments.out)
-    if arguments.relposepp:
-        relposepp(arguments.relposepp, SIZES[arguments.size]["depth"], arguments.out)
+    check_pairs(arguments)
+    if arguments.zero123 is None and arguments.relposepp is None:
+        raise InputError("give --zero123 and --clip, --relposepp, or all three")
+    try:
+        if arguments.zero123:
+            zero123(arguments.zero123, arguments.clip, SIZES[arguments.size], arguments.out)
+        if arguments.relposepp:
+            relposepp(arguments.relposepp, SIZES[arguments.size]["depth"], arguments.out)
+    except (ImportError, FileNotFoundError) as error:  # a checkout of something else, or packages that only the references need
+        raise InputError(f"the reference cannot be loaded ({first_line(error)}); give a whole checkout, and install the packages that it needs (einops, kornia, antialiased_cnns)") from None
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

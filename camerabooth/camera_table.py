@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sap3d.cameras import Camera, wrap_to_pi
 
+POLE_RAD = 0.02  # polar angle, or what it lacks of pi, below which an azimuth means nothing
 DETERMINED = 3  # from so many photos on, outlines give more equations (two a pair of views) than cameras have unknowns
 
 
@@ -44,9 +45,9 @@ class CameraTable(nn.Module):
         self.register_buffer("free", free)
 
     def values(self) -> Tensor:
-        """(N, 3): polar, azimuth, radius, differentiable."""
-        delta = self.delta * self.free
-        polar = (self.initial[:, 0] + delta[:, 0]).clamp(0.02, torch.pi - 0.02)
+        """(N, 3): polar, azimuth, radius, differentiable. Cameras do not come nearer to a pole than ``POLE_RAD``, or than they were at first."""
+        delta, first = self.delta * self.free, self.initial[:, 0]
+        polar = (first + delta[:, 0]).maximum(first.clamp_max(POLE_RAD)).minimum(first.clamp_min(torch.pi - POLE_RAD))
         return torch.stack([polar, self.initial[:, 1] + delta[:, 1], self.initial[:, 2] * delta[:, 2].exp()], dim=1)
 
     def pose(self, target: Tensor, condition: Tensor, mirrored: Tensor | None = None) -> Tensor:
@@ -59,7 +60,7 @@ class CameraTable(nn.Module):
         difference, start = values[target] - values[condition], values[condition]
         azimuth = difference[..., 1]
         if mirrored is not None:
-            azimuth = torch.where(mirrored.view(-1, *[1] * (azimuth.ndim - 1)), -azimuth, azimuth)
+            azimuth = torch.where(mirrored.to(azimuth.device).view(-1, *[1] * (azimuth.ndim - 1)), -azimuth, azimuth)
         parts = [difference[..., 0], azimuth.sin(), azimuth.cos(), difference[..., 2], start[..., 0], start[..., 2], self.tangent[condition], self.tangent[target]]
         return torch.stack(parts, dim=-1).float()
 

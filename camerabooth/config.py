@@ -31,8 +31,8 @@ class BoothConfig:
     regulariser_batch: int = 2  # pairs of regulariser objects a step (prior preservation); 0: none
     regulariser: str = "similar"  # which objects: similar (to the photos), random or none
     regulariser_objects: int = 8  # how many objects
-    learning_rate: float = 1e-4  # of the networks; falls to zero along a cosine over all steps
-    camera_learning_rate: float = 2e-4  # radians a step, before Adam's scaling; 0 keeps the cameras
+    learning_rate: float = 1e-4  # of the networks; falls to nearly zero along a cosine over all steps
+    camera_learning_rate: float = 2e-4  # Adam's: about as many radians a step (radius: shares), times a camera's freedom; 0 keeps the cameras
     camera_anchor: float = 1.0  # weight of the squared distance to the initial cameras (radians^2)
     trust_confident: bool = True  # cameras that stage 1 is sure of are moved less (camera_table.freedom_of)
     mirror: bool = True  # also train on mirrored pairs (azimuth difference with the other sign: exact)

@@ -65,7 +65,8 @@ class PhotoField:
     @torch.no_grad()
     def view(self, camera: Camera) -> tuple[Tensor, Tensor]:
         """Image (3, size, size) over white in [0, 1], and the share (1, size, size) of it in a mixture."""
-        found = self.finish(render_view(self.fit.field, self.fit.occupancy, camera, self.size), camera)
+        with torch.autocast(self.fit.field.bounds.device.type, enabled=False):  # bfloat16 would move rays by half a pixel
+            found = self.finish(render_view(self.fit.field, self.fit.occupancy, camera, self.size), camera)
         window = 2 * round(BLUR * self.size / 2) + 1
         seen = F.avg_pool2d(found.seen[None], window, 1, window // 2, count_include_pad=False)
         return found.colour.permute(2, 0, 1), self.share + (1 - self.share) * seen

@@ -24,7 +24,7 @@ from sap3d.cameras import Camera, azimuths_from_first, rotation_angle_deg
 from sap3d.config import add_scene_arguments, check_limits, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.field.fit import PhotoFit
-from sap3d.field.photos import CameraTable, PixelBank, pixel_bank
+from sap3d.field.photos import RayCameras, PixelBank, pixel_bank
 from sap3d.field.rendering import render
 from sap3d.field.settings import FitSettings
 from sap3d.field.views import render_view
@@ -182,7 +182,7 @@ def refine(fit: PhotoFit, starts: list[Camera], photo: PixelBank, steps: int, ra
     """Cameras after gradient steps through the renderer, each with its error before or after, whichever is less."""
     found = []
     for start in starts:
-        table = CameraTable({"view": start})
+        table = RayCameras({"view": start})
         table.free.fill_(1)  # the field is the frame here
         table.delta.requires_grad_(True)
         optimiser = torch.optim.Adam([table.delta], rate)

@@ -52,7 +52,7 @@ def choose_regularisers(scene: Scene, photos: Tensor, choice: str, count: int, s
 
 def most_similar(scene: Scene, photos: Tensor, known: Sequence[str], count: int) -> dict[str, float]:
     """The ``count`` objects of ``known`` that look most like the photos (N, 3, S, S), best first: the mean over the photos of the largest cosine to a view."""
-    query, scores = _descriptors(photos), []
+    query, scores = _descriptors(photos.cpu()), []  # of a few small images: not worth a GPU
     for item in load_regularisers(scene.regulariser_dir, known, 128, _VIEWS_COMPARED):
         views = torch.from_numpy(item.over_white()).permute(0, 3, 1, 2).float() / 255
         scores.append(float((query @ _descriptors(views).T).max(1).values.mean()))

@@ -56,7 +56,7 @@ class PhotoPairs:
     fractions of a degree. Such a model is trained with one condition or with all the other photos, so that they are few.
     """
 
-    REGULARISER_PAIRS = 24  # different pairs (or sets) of regulariser views for a model with first guesses
+    REGULARISER_PAIRS = 24  # different pairs (or sets) of regulariser views for a model with first guesses, or as many as there are objects
 
     @torch.no_grad()
     def __init__(self, model: Zero123, photos: Tensor, regularisers: list[RegulariserObject], mirror: bool, cameras: Sequence[Camera] | None = None):
@@ -126,9 +126,10 @@ class PhotoPairs:
     def regulariser_batch(self, rng: np.random.Generator, size: int, conditions: int = 1):
         """(features of (B, M), latents (B, ...), pose (B, M, 8), first guesses or None) of views of random regulariser objects."""
         rows, targets, poses, guesses = [], [], [], []
-        for index in rng.integers(self.REGULARISER_PAIRS if self.guesses else len(self.regulariser_cameras), size=size).tolist():
+        objects = len(self.regulariser_cameras)
+        for index in rng.integers(max(self.REGULARISER_PAIRS, objects) if self.guesses else objects, size=size).tolist():
             key, draw = ("regulariser", index, conditions), np.random.default_rng([index, conditions]) if self.guesses else rng
-            index = index % len(self.regulariser_cameras)
+            index = index % objects
             cameras = self.regulariser_cameras[index]
             target, *chosen = draw.permutation(len(cameras))[: conditions + 1]
             chosen = [chosen[k % len(chosen)] for k in range(conditions)]  # an object of few views repeats some
@@ -181,9 +182,11 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
                 group["lr"] = group["peak"] * _schedule(step, steps)
             with compute():
                 loss = _step_loss(model, table, data, config, step)
-            photo_loss = float(loss["photos"].detach())
+            photo_loss, total = float(loss["photos"].detach()), loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()
+            if not math.isfinite(float(total.detach())):
+                raise InputError(f"{checkpoint.parent}: training diverged at step {step}; lower learning_rate")
             with attention_kernel(model.device):  # activations that were not kept are computed again by the kernel of the forward pass
-                scaler.scale(loss["photos"] + loss["regulariser"] + config.camera_anchor * table.anchor_loss()).backward()
+                scaler.scale(total).backward()
             scaler.unscale_(optimiser)
             torch.nn.utils.clip_grad_norm_(chosen, config.gradient_clip)
             scaler.step(optimiser)
@@ -193,9 +196,7 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
             if on_step is not None:
                 on_step(step, photo_loss, optimiser.param_groups[0]["lr"])
             progress.update(step + 1, f"loss {np.mean(losses[-20:]):.4f}")
-            if not math.isfinite(photo_loss):
-                raise InputError(f"{checkpoint.parent}: training diverged at step {step}; lower learning_rate")
-            if (stop.requested or time.time() - saved > _CHECKPOINT_SECONDS) and step + 1 < steps:
+            if stop.requested or (time.time() - saved > _CHECKPOINT_SECONDS and step + 1 < steps):
                 saved = time.time()
                 state = {
                     "fingerprint": fingerprint, "step": step + 1, "losses": losses, "seconds": spent + saved - began, "delta": table.delta.detach(),
@@ -334,7 +335,7 @@ def attention_kernel(device: torch.device):
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Warm-up over the first twentieth, then a cosine that reaches zero at the last step, whatever the number of views."""
+    """Warm-up over the first twentieth, then half a cosine that would reach zero one step after the last, whatever the number of views."""
     warm = max(steps // 20, 1)
     if step < warm:
         return (step + 1) / warm

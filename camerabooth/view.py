@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of stage 2, e.g. nvs_steps=4")
     arguments = parser.parse_args()
     config = load_config(BoothConfig, None, arguments.settings, arguments.preset)
-    targets = read_cameras(arguments.cameras) if arguments.cameras else cameras_at(arguments.elevation, arguments.azimuth, arguments.radius)
+    targets = read_cameras(arguments.cameras, "correct --cameras") if arguments.cameras else cameras_at(arguments.elevation, arguments.azimuth, arguments.radius)
     scene = Scene(arguments.type, arguments.object, arguments.views)
     out = arguments.out or scene.results_dir / "views"
     render(scene, targets, config, out)

@@ -13,8 +13,8 @@ bundled u2netp, or by a better network that you have. Writes, all or nothing,
 
 from __future__ import annotations
 
-import argparse
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from dataset.background import Segmenter, object_box, problems
 from sap3d.cameras import FOV_RAD
-from sap3d.errors import InputError, cli, first_line
+from sap3d.errors import ArgumentParser, InputError, cli, first_line
 from sap3d.images import SUFFIXES, open_image
 from sap3d.scene import atomic_dir, check_name, file_hash, read_json, root_dir, write_json
 
 HEIC = (".heic", ".heif")
 MAX_PHOTOS = 64
+ENOUGH_PHOTOS = 5  # with four, one of six objects had photos on the wrong side (docs/PHOTOS.md)
 FILL = 0.8  # longer side of the largest object's box over the side of the crops: what the protocol's cameras show
 WORK_SIZE = 2048  # pictures are scaled down to this longer side first; crops are seldom finer
 FILM_DIAGONAL_MM = 43.27  # of 36 x 24 mm film, to which EXIF's "focal length in 35 mm film" refers
@@ -70,7 +71,7 @@ def find_photos(folder: Path) -> list[Path]:
     if not paths:
         raise InputError(f"{folder}: holds no photos; JPEG, PNG, WebP and HEIC are read")
     if len(paths) > MAX_PHOTOS:
-        raise InputError(f"{folder}: holds {len(paths)} photos, at most {MAX_PHOTOS} are read; 3 to 8 from all sides are enough")
+        raise InputError(f"{folder}: holds {len(paths)} photos, at most {MAX_PHOTOS} are read; five to eight from all sides are enough")
     return sorted(paths, key=lambda p: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", p.name)])
 
 
@@ -216,8 +217,8 @@ def set_warnings(photos: list[Photo]) -> list[str]:
         )
     if any(p.focal_px for p in photos) and not all(p.focal_px for p in photos):
         found.append("only some photos tell their focal length: the others are taken to have the same field of view")
-    if len(photos) < 3:
-        found.append("with fewer than three photos the cameras are often wrong and sides are guessed; four to eight from all around are better")
+    if len(photos) < ENOUGH_PHOTOS:
+        found.append("with fewer than five photos a camera is easily on the wrong side, and sides are guessed; five to eight from all around are better")
     return found
 
 
@@ -325,7 +326,7 @@ def _is_imported(target: Path, settings: dict, inputs: list[dict]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.photos", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m dataset.photos", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="the photos: JPEG, PNG, WebP or HEIC; masks/<name>.png in it or beside it are used")
     parser.add_argument("--type", required=True, help="dataset type: the folder below dataset/data/train")
     parser.add_argument("--name", required=True, help="object name")
@@ -336,9 +337,11 @@ def main() -> None:
     args = parser.parse_args()
     if not 64 <= args.size <= 2048:
         raise InputError(f"--size must be 64 to 2048, got {args.size}")
-    target = import_photos(args.folder, args.type, args.name, (args.root or root_dir()).resolve(), args.model, args.size, args.crop)
+    root = (args.root or root_dir()).resolve()
+    target = import_photos(args.folder, args.type, args.name, root, args.model, args.size, args.crop)
     count = len(list((target / "images").iterdir()))
-    print(f"{count} photos in {target / 'images'}\nlook at   {target / 'preview.png'}\nthen run  sh run_pipeline.sh {args.type} {args.name} {min(count, 5)} 0")
+    where = "" if root == root_dir() else f"ROOT_DIR={shlex.quote(str(root))} "  # the pipeline looks for photos below its root and in the repository
+    print(f"{count} photos in {target / 'images'}\nlook at   {target / 'preview.png'}\nthen run  {where}sh run_pipeline.sh {args.type} {args.name} {min(count, 5)} 0")
     sys.stdout.flush()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -141,15 +140,10 @@ def object_folders(root: Path, type_: str, name: str) -> tuple[Path, Path, Path]
     return base / "data" / "train" / type_ / name, base / "data" / "test" / name, base / "3d_models" / type_ / name
 
 
-def remove_object(root: Path, type_: str, name: str) -> None:
-    for folder in object_folders(root, type_, name):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The options that this command and ``dataset.gso`` share."""
     parser.add_argument("--views", type=int, default=8, help="input views, 1 to 8 (default 8)")
-    text = "input views: the protocol's, or random ones (elevation -20 to 60, any azimuth, radius 1.3 to 1.8)"
+    text = "input views: the protocol's, or random ones (elevation -20 to 60, any azimuth but 0 for view 000, radius 1.3 to 1.8)"
     parser.add_argument("--inputs", choices=tuple(INPUT_CAMERAS), default="protocol", help=text)
     parser.add_argument("--input-size", type=int, default=512, help="side of the input images in pixels")
     parser.add_argument("--test-size", type=int, default=256, help="side of the test images in pixels")

@@ -9,7 +9,6 @@ table stay where they are. docs/PHOTOS.md and the tests use them; figures on the
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from scipy import ndimage
 from dataset.corpus import seed_of
 from dataset.photos import FILM_DIAGONAL_MM
 from sap3d.cameras import Camera
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.mesh_load import RenderMesh, load_mesh_normalised
 from sap3d.mesh_render import MeshRenderer
 from sap3d.scene import atomic_dir
@@ -92,7 +91,10 @@ def hand_held(camera: Camera, generator: np.random.Generator) -> np.ndarray:
 
 
 def snapshots(mesh_path: Path, out: Path, count: int = 5) -> list[Camera]:
-    """Write ``out``/IMG_0001.jpg and so on; the places they are taken from (their aim and roll are off). Raises InputError for a mesh that cannot be read."""
+    """Write ``out``/IMG_0001.jpg and so on; the places they are taken from (their aim and roll are off). Raises InputError for a mesh that cannot be read and for another
+    number of pictures than there are places for."""
+    if not 1 <= count <= len(AZIMUTHS_DEG):
+        raise InputError(f"{out}: 1 to {len(AZIMUTHS_DEG)} snapshots of a mesh can be made, not {count}; give another number")
     mesh = load_mesh_normalised(mesh_path)
     generator = np.random.default_rng(seed_of(str(mesh_path.parent.parent.name)))
     renderer = MeshRenderer(room(mesh, generator))
@@ -117,13 +119,11 @@ def snapshots(mesh_path: Path, out: Path, count: int = 5) -> list[Camera]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.snapshots", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m dataset.snapshots", description=__doc__.split("\n")[0])
     parser.add_argument("mesh", type=Path, help="a mesh, z up")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures; an old one is replaced")
     parser.add_argument("--count", type=int, default=5, help="number of pictures, 1 to 8 (default 5)")
     args = parser.parse_args()
-    if not 1 <= args.count <= len(AZIMUTHS_DEG):
-        raise InputError(f"--count must be 1 to {len(AZIMUTHS_DEG)}, got {args.count}")
     if args.out.exists() and any(not p.name.startswith("IMG_") for p in args.out.iterdir()):
         raise InputError(f"{args.out}: holds other files than snapshots and is not replaced; choose another folder")
     snapshots(args.mesh, args.out, args.count)

@@ -26,7 +26,7 @@ ROUNDS, STEPS = 3, 120
 PHOTO, MASK = 64, 128  # pixels of the photos, and of the outlines that leave space
 BOX = 0.55  # the object lies in [-BOX, BOX]^3
 GRIDS, LEVEL = (32, 48), 0.4  # voxels across that; the second grid from this share of the steps on
-MARGIN = 0.02  # object lengths by which outlines are let out: the cameras that they are seen from are not right yet
+MARGIN = 0.02  # object lengths, and a cell, by which outlines are let out: the cameras that they are seen from are not right yet
 RAYS = 1536  # a step, of those that can meet the object
 DENSITY_UNIT, DENSITY_START = 40.0, 8.0  # density at softplus(raw) = 1, and at first, per object length
 GRID_RATE, CAMERA_RATE, FINAL_RATE = 0.6, 0.008, 0.2  # Adam's steps: raw values, radians and object lengths; what they fall to

@@ -74,11 +74,11 @@ class RelPoseConfig:
     search: str = "look_at"  # look_at: (azimuth, elevation) a view, no roll; so3: all rotations, as published
     hypotheses: int = 5  # how many scored camera configurations are kept
     starts: int = 40000  # random starts of the search by outlines
-    beam: int = 200  # how many partial configurations it carries on (in proportion)
+    beam: int = 200  # how many partial configurations it carries on (several times as many, in proportion)
     candidates: int = 300  # how many of its configurations are judged by hull, colours and network
     azimuth_step_deg: float = 5.0  # grid of the look_at search
     elevation_step_deg: float = 5.0  # grid of the look_at search
-    elevation_range_deg: tuple[float, float] = (-40.0, 70.0)  # grid of the look_at search
+    elevation_range_deg: tuple[float, float] = (-40.0, 70.0)  # where the look_at search, and the search by outlines but for photos by hand, place cameras
     queries: int = 30000  # random rotations a pair in the so3 search (the published evaluation uses 500,000)
     iterations: int = 50  # steps of coordinate ascent in the so3 search, as published
     aim: str = "auto"  # exact: cameras look at the object's centre; free: taken by hand, aim and distance unknown; auto: free for photos of dataset.photos
@@ -113,7 +113,7 @@ class TrainConfig:
     out: str = ".work/relposepp"  # checkpoints, feature cache and curves
     device: str = "auto"  # auto, cpu or cuda
     seed: int = 0  # everything random is drawn from (seed, step)
-    steps: int = 4000  # optimisation steps; the learning rate falls to zero over them
+    steps: int = 4000  # optimisation steps; the learning rate falls to a fiftieth over them
     minutes: float = 0.0  # stop after so many minutes and go on at the next call; 0 for no limit
     batch_views: int = 288  # views a step: scenes a step = batch_views // views a scene
     variants: int = 4  # augmented versions of every view: as it is, mirrored, other colours, mirrored with other colours

@@ -32,6 +32,12 @@ def likelihood_ratio(count: torch.Tensor, bin_width: float, scale: float, share:
     return torch.log(share * rarer / ((other * rarer).sum() / other.sum()) + 1 - share)
 
 
+def visible(alpha: torch.Tensor) -> torch.Tensor:
+    """Alpha (N, S, S) of small photos, up to 1 in every photo in which it passes one half nowhere: of an object that is thinner than a pixel, or faint."""
+    most = alpha.amax((1, 2), keepdim=True)
+    return torch.where(most > 0.5, alpha, alpha / most.clamp_min(1e-6))
+
+
 class Consistency:
     """Measures of camera configurations for the photos of one scene (straight RGBA, square, float in [0, 1])."""
 
@@ -50,7 +56,7 @@ class Consistency:
         """fov_rad: across every photo; the protocol's by default."""
         self.views, size = len(images), self.SIZE
         small = torch.from_numpy(np.stack([resize(image, size) for image in images])).float()
-        alpha = small[..., 3]
+        alpha = visible(small[..., 3])
         self.alpha, self.mask = alpha, (alpha > 0.35).flatten()
         weight = alpha[:, None].clamp_min(1e-3)
         blur = lambda x: F.avg_pool2d(x, 3, 1, 1)  # noqa: E731
@@ -87,7 +93,7 @@ class Consistency:
                 a, b = (torch.randint(len(self.pixel[v]), (16000,), generator=generator) for v in (i, j))
                 level = (self.row[i][a] - self.row[j][b]).abs() < self.SAME_HEIGHT
                 gap = self._gap(self.pixel[i][a[level]], self.pixel[j][b[level]])
-                count = torch.bincount(gap, minlength=self.BINS).float() + 0.001 * len(gap)
+                count = torch.bincount(gap, minlength=self.BINS).float() + 0.001 * len(gap) + 1e-9  # photos without a common height: nothing is learned
                 ratio[i, j] = ratio[j, i] = likelihood_ratio(count, self.BIN_WIDTH, self.SAME_SCALE, self.SAME_SHARE)
         return ratio
 
@@ -107,6 +113,11 @@ class Consistency:
         tensors = poses_of(elevation_rad, azimuth_rad, radius, turn)
         parts = [self._measure(*(x[k : k + self.CHUNK] for x in tensors)) for k in range(0, len(tensors[0]), self.CHUNK)]
         return torch.cat(parts).double().numpy()
+
+    def missed(self, elevation_rad, azimuth_rad, radius, turn=None) -> float:
+        """Share of the object's rays that miss the hull under one configuration (N,), turn (N, 3) or None: what the outlines say against it."""
+        pose = (None if x is None else np.asarray(x)[None] for x in (elevation_rad, azimuth_rad, radius, turn))
+        return -float(self.measures(*pose)[0, MEASURES.index("silhouette")])
 
     @torch.no_grad()
     def _measure(self, rotation: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:

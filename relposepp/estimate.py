@@ -10,7 +10,7 @@ from relposepp import rotations as rot
 from relposepp.adjust import LEAST_VIEWS, adjust
 from relposepp.config import RelPoseConfig
 from relposepp.consistency import Consistency
-from relposepp.inference import Grid, Hypothesis, NetworkScores, PairScores, Tables, search_look_at, search_so3
+from relposepp.inference import Grid, Hypothesis, NetworkScores, PairScores, Tables, search_look_at, search_so3, usual_elevation
 from relposepp.symmetry import Symmetry
 from sap3d.cameras import FOV_RAD, RADIUS, Camera, radius_at_fov, rotation_angle_deg
 from sap3d.errors import InputError
@@ -30,6 +30,7 @@ AROUND_WORTH = 2.0  # log-likelihood ratio of those beliefs, where they are not 
 # By number of photos: how far the longest side of the hull is believed, and its median over that of the object (forty validation objects of the corpus, true cameras).
 HULL_SIDE = {4: (0.5, 1.05), 5: (1.0, 1.025)}
 ACCEPTED_MISSED = 0.012  # the same share up to which stages 2 and 3 take mirrored photos
+EXPLAINED_MISSED = 0.05  # share of rays that miss the hull without any mirror: cameras that explain less of the photos say nothing about a plane
 ACCEPTED_COLOURS = 0.015  # with two photos, whose hull has nearly any mirror plane: what their colours must say for it (``MirrorPlane.colours``)
 
 
@@ -196,9 +197,11 @@ def mirror_gain(symmetry: Symmetry, elevation_rad: np.ndarray, azimuth_rad: np.n
 
 def accepted_plane(symmetry: Symmetry, cameras: list[Camera], turn_rad: np.ndarray | None = None) -> tuple[float | None, dict]:
     """Azimuth, radians, of the best mirror plane if the photos bear it out well enough for stages 2 and 3, else None; and facts for the report."""
-    plane = symmetry.best(*np.array([[np.pi / 2 - c.polar_rad, c.azimuth_rad, c.radius] for c in cameras]).T, turn_rad)
+    pose = np.array([[np.pi / 2 - c.polar_rad, c.azimuth_rad, c.radius] for c in cameras]).T
+    plane = symmetry.best(*pose, turn_rad)
     facts = {"azimuth_deg": round(float(np.rad2deg(plane.azimuth_rad)), 2), "missed": round(plane.missed, 4), "colours": round(plane.colours, 3)}
-    accepted = plane.missed <= ACCEPTED_MISSED and (len(cameras) > 2 or plane.colours >= ACCEPTED_COLOURS)
+    explained = symmetry.photos.missed(*pose, turn_rad) <= EXPLAINED_MISSED
+    accepted = explained and plane.missed <= ACCEPTED_MISSED and (len(cameras) > 2 or plane.colours >= ACCEPTED_COLOURS)
     return plane.azimuth_rad if accepted else None, {"mirror_plane": facts}
 
 
@@ -250,8 +253,8 @@ def upright(rotations: np.ndarray, scores: PairScores) -> tuple[np.ndarray, np.n
 
 
 def _elevation_score(scores: PairScores, view: int, elevation_rad: np.ndarray) -> np.ndarray:
-    """The head's log-probability, over a broad belief that photos are taken from the side or a little above."""
-    return scores.elevation(view, elevation_rad) - 0.5 * ((np.rad2deg(elevation_rad) - 15) / 30) ** 2
+    """The head's log-probability, over the broad belief of ``usual_elevation``."""
+    return scores.elevation(view, elevation_rad) + usual_elevation(elevation_rad)
 
 
 def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores, config: RelPoseConfig, fov_rad: list[float] | None = None) -> Estimate:
@@ -271,8 +274,8 @@ def finish(hypotheses: list[Hypothesis], radius: np.ndarray, scores: PairScores,
         radius = radius_at_fov(radius, fov_rad)
     cameras = rot.cameras_from_angles(kept[0].elevation_rad, kept[0].azimuth_rad, radius, fov_rad or [FOV_RAD] * len(radius))
     grid = np.deg2rad(np.arange(-50.0, 75.0, 2.5))
-    head = [float(np.rad2deg(grid[int(np.argmax(scores.elevation(v, grid)))])) for v in range(len(radius))]
-    checks = {"elevation_head_deg": [round(e, 1) for e in head]}
+    heads = [scores.elevation(v, grid) for v in range(len(radius))]
+    checks = {"elevation_head_deg": [round(float(np.rad2deg(grid[int(np.argmax(h))])), 1) for h in heads]} if np.ptp(heads) else {}
     if len(radius) > 1:
         checks["up_axis_conditioning"] = round(rot.elevations_from_rotations(best)[2], 3)
     return Estimate(cameras, kept, probabilities[: len(kept)], confidence, radius, checks, kept[0].turn_rad)

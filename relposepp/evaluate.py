@@ -10,7 +10,6 @@ This is evaluation: it reads the ground truth (poses/), which the stage itself n
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -22,7 +21,7 @@ from relposepp.config import RelPoseConfig
 from relposepp.rotations import look_at_rotation
 from sap3d.cameras import FOV_RAD, RADIUS, rotation_angle_deg
 from sap3d.config import as_dict, load_config, resolve_device
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.scene import Scene, atomic_path, fingerprint, read_pose, root_dir, write_json
 
 
@@ -106,6 +105,16 @@ def corpus_scenes(folder: str, part: str, views: int, count: int, seed: int):
         yield corpus.names[row], list(photos), rotations, corpus.radius[row, columns].astype(float), None
 
 
+def some(scenes, otherwise: str):
+    """The scenes, one after the other; raises InputError with a sentence where there are none."""
+    empty = True
+    for scene in scenes:
+        empty = False
+        yield scene
+    if empty:
+        raise InputError(f"{otherwise}; look at --type, --views and ROOT_DIR")
+
+
 def measure(scenes, network, config: RelPoseConfig, device: str) -> tuple[dict, dict]:
     """Summary and every scene's figures of the whole stage with one configuration."""
     from relposepp.estimate import estimate
@@ -187,7 +196,7 @@ class Candidates:
         return [cls(**one | {"name": str(one["name"])}) for one in values]
 
     def chosen(self, bonus: np.ndarray | None = None) -> int:
-        """Which one ``estimate.choose`` would take if ``bonus`` (K,) came on top of the scores."""
+        """Which one ``estimate.choose`` would take if ``bonus`` (K,) came on top of the scores; photos from anywhere and bodies of revolution are not looked for here."""
         from relposepp.estimate import SYMMETRY_CANDIDATES, SYMMETRY_WORTH, elevation_belief
 
         score = self.score if bonus is None else self.score + bonus
@@ -257,7 +266,7 @@ def fit_weights(candidates: list[tuple[np.ndarray, np.ndarray]], steps: int = 60
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m relposepp.evaluate", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m relposepp.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--type", help="dataset type with poses/, e.g. GSO_dev")
     parser.add_argument("--part", default="validation", help="part of the corpus, where no --type is given")
     parser.add_argument("--corpus", default="dataset/corpus_cache")
@@ -271,9 +280,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the stage")
     arguments = parser.parse_args(argv)
+    if any(views < 2 for views in arguments.views):
+        raise InputError("--views must be at least 2: errors are those of pairs")
+    if arguments.sets and not arguments.type:
+        raise InputError("--sets is for the photos of a --type; the corpus has random views anyway")
     if arguments.fit and (arguments.type or arguments.part == "test"):
         raise InputError("--fit works on the corpus alone, and not on its test part: leave --type out")
     config = load_config(RelPoseConfig, None, arguments.settings)
+    if (arguments.fit or arguments.alone or arguments.judge) and (config.taken == "anywhere" or config.aim == "free"):
+        raise InputError("--fit, --alone and --judge compare configurations of photos from around that look at the object's centre: leave taken= and aim= out")
 
     from relposepp.network import TINY_WEIGHTS, load_network
     from relposepp.rerank import TERMS, WEIGHTS, weights_for
@@ -287,6 +302,7 @@ def main(argv: list[str] | None = None) -> None:
             scenes = typed_scenes(arguments.type, views, arguments.scenes)
         else:
             scenes = corpus_scenes(arguments.corpus, arguments.part, views, arguments.scenes, 1)
+        scenes = some(scenes, f"{arguments.type or arguments.corpus}: no object with {views} photos")
         if arguments.judge:
             from relposepp.judge import load_judge
 

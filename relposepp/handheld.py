@@ -18,8 +18,8 @@ import torch
 
 from relposepp.multistart import distinct
 from relposepp.polish import polish
-from relposepp.tangency import Slack, Solution, Tangency
-from sap3d.cameras import RADIUS, radius_at_fov, wrap_to_pi
+from relposepp.tangency import Slack, Solution, Tangency, likely_radius
+from sap3d.cameras import wrap_to_pi
 
 SIGMA_RAD = 0.004  # error of an outline: masks by a network, 2 to 3 pixels of 512
 SLACK = Slack(radius=0.08, aim=0.02, roll=0.015)  # snapshots: aim off by 0.01 to 0.03 about the box's middle, roll by a degree
@@ -74,8 +74,7 @@ class Handheld:
         rest = round(count * WALKS)
         azimuth[rest:] = generator.permuted(azimuth[rest:], axis=1)
         azimuth = np.concatenate([np.zeros((count, 1)), azimuth], 1)
-        # The distance at which the object fills as much of the photo as in the protocol.
-        radius = radius_at_fov(RADIUS, np.clip(self.fov_rad, np.deg2rad(28), np.deg2rad(80)))
+        radius = likely_radius(self.fov_rad)
         return torch.from_numpy(elevation).float(), torch.from_numpy(azimuth).float(), torch.from_numpy(radius).float().expand(count, n).clone()
 
     def _agree(self, elevation, azimuth, radius, steps: int, start_sigma: float = 0.02, turn=None) -> Solution:

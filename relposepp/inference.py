@@ -166,6 +166,11 @@ class Tables:
         return total
 
 
+def usual_elevation(elevation_rad: np.ndarray) -> np.ndarray:
+    """Log-probability, up to a constant, of elevations of any photos: a broad belief that they are taken from the side or a little above."""
+    return -0.5 * ((np.rad2deg(elevation_rad) - 15) / 30) ** 2
+
+
 def search_look_at(tables: Tables, grid: Grid, count: int, beam: int = 160, apart_deg: float = 20.0) -> list[Hypothesis]:
     """The best configurations on the tables, at most ``count``, best first, no two within ``apart_deg`` of each other.
 
@@ -175,8 +180,9 @@ def search_look_at(tables: Tables, grid: Grid, count: int, beam: int = 160, apar
     """
     n, a = len(tables.unary), len(grid.azimuth_rad)
     if n == 1:
-        order = np.argsort(-tables.unary[0])[:count]
-        return [Hypothesis(grid.elevation_rad[[k]], np.zeros(1), float(tables.unary[0][k])) for k in order]
+        unary = tables.unary[0] if np.ptp(tables.unary[0]) else usual_elevation(grid.elevation_rad)  # alike: the network has no head for them
+        order = np.argsort(-unary)[:count]
+        return [Hypothesis(grid.elevation_rad[[k]], np.zeros(1), float(unary[k])) for k in order]
     edges = maximum_spanning_tree(tables.pair.max(axis=(2, 3, 4)) + np.where(np.eye(n), -np.inf, 0))
     strongest = max(edges, key=lambda edge: tables.pair[edge].max())
     order = _tree_order(edges, strongest, n)

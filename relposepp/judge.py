@@ -22,13 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relposepp.tangency import axes_of
-from sap3d.cameras import FOV_RAD, RADIUS, radius_at_fov
+from relposepp.tangency import axes_of, likely_radius
+from sap3d.cameras import FOV_RAD
 from sap3d.errors import InputError, first_line
+from sap3d.quantise import quantise, restored
 
 BUNDLED = Path(__file__).parent / "weights" / "judge"
 TANGENT = float(np.tan(FOV_RAD / 2))
 KNOWN_RADIUS = (1.2, 1.9)  # distances from the object like those it was trained on, object lengths
+SCALE = ".scale"  # suffix of the scales of matrices in 8 bits
 GEOMETRY = 9  # numbers that describe a hypothesis (``PairJudge._cells``)
 
 
@@ -260,7 +262,7 @@ class SceneJudge:
 
         self.judge, self.scale = judge, 1.0
         if fov_rad:
-            likely = radius_at_fov(RADIUS, fov_rad)  # where the object fills as much of the photo as in the protocol
+            likely = likely_radius(fov_rad)
             scale = np.clip(likely, *KNOWN_RADIUS) / likely
             images = [at_field_of_view(image, fov, s) for image, fov, s in zip(images, fov_rad, scale)]
             self.scale = torch.from_numpy(scale).float().to(judge.offsets.device)
@@ -298,9 +300,7 @@ def save_judge(folder: Path | str, judge: PairJudge) -> None:
         if value.ndim < 2:
             state[name] = value.half()
             continue
-        scale = value.flatten(1).abs().amax(1).clamp_min(1e-6) / 127
-        state[name] = (value / scale.view(-1, *[1] * (value.ndim - 1))).round().to(torch.int8)
-        state[f"{name}.scale"] = scale
+        state[name], state[name + SCALE] = quantise(value)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with atomic_path(Path(folder) / "model.safetensors") as temporary:
         save_file(state, temporary)
@@ -321,14 +321,7 @@ def load_judge(folder: Path | str | None = None, device: str = "cpu") -> PairJud
     try:
         values = json.loads((folder / "config.json").read_text())
         judge = PairJudge(JudgeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
-        stored = load_file(folder / "model.safetensors")
-        state = {}
-        for name in (n for n in stored if not n.endswith(".scale")):
-            value = stored[name].float()
-            if f"{name}.scale" in stored:
-                value = value * stored[f"{name}.scale"].float().view(-1, *[1] * (value.ndim - 1))
-            state[name] = value
-        judge.load_state_dict(state)
+        judge.load_state_dict(restored(load_file(folder / "model.safetensors"), SCALE))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}: not weights of this judge ({first_line(error)})") from None
     except Exception as error:  # safetensors raises its own type for damaged files

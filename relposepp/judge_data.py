@@ -17,14 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from relposepp.tangency import CLEAR_RAD, HOLDS_RAD, MISMATCH_RAD, axes_of, plane_gap
+from relposepp.tangency import CLEAR_RAD, HOLDS_RAD, MISMATCH_RAD, Tangency, axes_of, plane_gap
 from sap3d.cameras import FOV_RAD
 from sap3d.errors import InputError
 
 DIRECTIONS = 40  # in which the outermost point of an outline is kept
 SIGMA_RAD = 0.003  # error of an outline of 128 pixels
-ROBUST = 10.0  # residuals of more sigmas than this count ever less
-NEUTRAL = 0.5  # squared residual, in sigmas, of a pair of outlines without tangents
 ELEVATION_DEG = (-50.0, 75.0)  # of hypotheses
 AWAY_DEG = 12.0  # negatives are at least so far from the truth, as rotations
 APART_DEG = 8.0  # and from each other
@@ -211,8 +209,8 @@ def angle_deg(first: Tensor, second: Tensor) -> Tensor:
     return torch.rad2deg(((((first * second).sum(-1)) - 1) / 2).clamp(-1, 1).arccos())
 
 
-def outline_gaps(rays: Tensor, radius: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How outlines disagree: angles (P, Q, 2), radians, whether they count (P, Q), and whether just one outline holds the baseline (P, Q).
+def outline_gaps(rays: Tensor, radius: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+    """How outlines disagree: angles (P, Q, 2), radians, and whether they count (P, Q).
 
     As ``relposepp.tangency.Tangency.residuals``. rays (P, 2, D, 3), radius (P, 2), pose (P, Q, 3).
     """
@@ -240,13 +238,13 @@ def outline_gaps(rays: Tensor, radius: Tensor, pose: Tensor) -> tuple[Tensor, Te
     counts = (wide < CLEAR_RAD) & apart & determined
     mismatch = (wide > HOLDS_RAD) & (narrow < CLEAR_RAD) & determined | ~apart
     gap = plane_gap(centre[0][..., None, :], centre[1][..., None, :], *touching)
-    return torch.where(counts[..., None], gap, MISMATCH_RAD * mismatch[..., None].float()), counts, mismatch
+    return torch.where(counts[..., None], gap, MISMATCH_RAD * mismatch[..., None].float()), counts
 
 
 def outline_cost(gap: Tensor, counts: Tensor) -> Tensor:
     """Mean robust squared residual (P, Q), in sigmas."""
-    squared = (gap / SIGMA_RAD).square() + NEUTRAL * (~counts)[..., None]
-    return (ROBUST**2 * squared / (ROBUST**2 + squared)).mean(-1)
+    squared = (gap / SIGMA_RAD).square() + Tangency.NEUTRAL * (~counts)[..., None]
+    return (Tangency.ROBUST**2 * squared / (Tangency.ROBUST**2 + squared)).mean(-1)
 
 
 def agreeing(rays: Tensor, radius: Tensor, pose: Tensor, steps: int = 4) -> Tensor:
@@ -254,7 +252,7 @@ def agreeing(rays: Tensor, radius: Tensor, pose: Tensor, steps: int = 4) -> Tens
     step = 2e-3
     nudges = torch.cat([pose.new_zeros(1, 3), step * torch.eye(3, device=pose.device)])
     for _ in range(steps):
-        gap, counts, _ = outline_gaps(rays, radius, (pose[:, :, None] + nudges).flatten(1, 2))
+        gap, counts = outline_gaps(rays, radius, (pose[:, :, None] + nudges).flatten(1, 2))
         gap, counts = gap.unflatten(1, (-1, 4)), counts.unflatten(1, (-1, 4)).all(-1)
         residual = gap[:, :, 0]
         slope = ((gap[:, :, 1:] - gap[:, :, :1]) / step).transpose(-1, -2)  # (P, Q, 2, 3)
@@ -277,7 +275,6 @@ class Hypotheses:
     pose: Tensor
     valid: Tensor
     angle_deg: Tensor
-    cost: Tensor
 
 
 @torch.no_grad()
@@ -295,7 +292,7 @@ def hard_hypotheses(rays: Tensor, radius: Tensor, truth: Tensor, count: int, gen
         near[:, None], truth[:, None, :2] + np.deg2rad(NEAR_DEG) * (2 * uniform(pairs, random, 2) - 1), low + (high - low) * uniform(pairs, random, 2)
     ).clamp(low, high)
     drawn = torch.cat([elevation, 2 * np.pi * uniform(pairs, random, 1) - np.pi], -1)
-    cost = outline_cost(*outline_gaps(rays, radius, drawn)[:2])
+    cost = outline_cost(*outline_gaps(rays, radius, drawn))
     best = cost.topk(min(refined, random), 1, largest=False).indices
     drawn = drawn.gather(1, best[..., None].expand(-1, -1, 3))
     # The other way round, and turned by 180 degrees: what colours and symmetric things confuse.
@@ -306,7 +303,7 @@ def hard_hypotheses(rays: Tensor, radius: Tensor, truth: Tensor, count: int, gen
     noise = np.deg2rad(3.0) * uniform(pairs, 1, 1) * torch.randn(pairs, 1, 3, generator=generator, device=device).clamp(-1.5, 1.5)
     pose = torch.cat([truth[:, None] + noise, special, drawn], 1)
     moved = agreeing(rays, radius, pose)
-    moved_cost = outline_cost(*outline_gaps(rays, radius, moved)[:2])
+    moved_cost = outline_cost(*outline_gaps(rays, radius, moved))
     # The positive stays where it is if the way to the equations is long.
     true_rotation = relative_rotations(truth)[:, None]
     astray = angle_deg(relative_rotations(moved[:, :1]), true_rotation) > 6
@@ -333,4 +330,4 @@ def hard_hypotheses(rays: Tensor, radius: Tensor, truth: Tensor, count: int, gen
     take = lambda x: x.gather(1, chosen)  # noqa: E731
     valid = take(possible)
     valid[:, 0] = True
-    return Hypotheses(moved.gather(1, chosen[..., None].expand(-1, -1, 3)), valid, take(angle), take(moved_cost))
+    return Hypotheses(moved.gather(1, chosen[..., None].expand(-1, -1, 3)), valid, take(angle))

@@ -7,7 +7,6 @@ random in a step follows from (seed, step); the learning rate follows the time o
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
@@ -23,7 +22,7 @@ from torch import Tensor
 from relposepp.judge import JudgeConfig, PairJudge, load_judge, save_judge
 from relposepp.judge_data import DeviceCorpus, Pairs, augment, hard_hypotheses, read_corpora
 from sap3d.config import load_config, resolve_device
-from sap3d.errors import InputError, cli, first_line
+from sap3d.errors import ArgumentParser, InputError, cli, first_line
 from sap3d.interrupt import Stop, finish_step_first
 from sap3d.scene import atomic_path
 
@@ -36,7 +35,7 @@ class JudgeTrainConfig:
     out: str = ".work/judge"  # checkpoint, curve and exported weights
     device: str = "auto"  # auto, cpu or cuda
     seed: int = 0
-    max_minutes: float = 8.0  # of this call, reading the corpus included; the learning rate falls to zero at its end
+    max_minutes: float = 8.0  # of this call, reading the corpus included; the learning rate falls to a hundredth at its end
     steps: int = 0  # end after so many steps instead, the learning rate following them (0: by time)
     stop_at: int = 0  # leave off at this step, to be continued (0: never)
     init: str = ""  # weights that this run starts from: checkpoint of another run, or a folder such as relposepp/weights/judge
@@ -102,13 +101,13 @@ class HypothesisSource:
             rays = torch.where(flip[:, None, None, None], torch.cat([-rays[..., :1], rays[..., 1:]], -1), rays)
             truth = torch.cat([elevation, torch.where(flip, -delta, delta)[:, None]], 1)
             found = hard_hypotheses(rays, radius, truth, self.hypotheses, generator, config.random_poses, config.refined_poses)
-            self._made = (group, (pairs, flip, radius, found, generator))
+            self._made = (group, (pairs, flip, radius, found))
         return self._made[1]
 
     @torch.no_grad()
     def batch(self, step: int) -> JudgeBatch:
         group, place = divmod(step, self.ahead)
-        pairs, flip, radius, found, _ = self._group(group)
+        pairs, flip, radius, found = self._group(group)
         part = slice(place * self.pairs, (place + 1) * self.pairs)
         photos = self.corpus.photos(Pairs(pairs.rows[part], pairs.views[part]))
         photos = torch.where(flip[part, None, None, None, None], photos.flip(-1), photos)
@@ -314,7 +313,7 @@ def memory(device: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     begin = time.monotonic()
-    parser = argparse.ArgumentParser(prog="python -m relposepp.judge_train", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m relposepp.judge_train", description=__doc__.split("\n")[0])
     parser.add_argument("--export", type=Path, help="write the averaged weights there too (they are always in OUT/export)")
     parser.add_argument("--judge", type=Path, help="YAML file with settings of the judge itself")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of training")

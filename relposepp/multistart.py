@@ -124,7 +124,7 @@ def stir(tangency: Tangency, solution: Solution, effort: Effort, generator, slac
 def search_outlines(tangency: Tangency, effort: Effort, elevation_range_deg, radius: float, generator: np.random.Generator, slack: Slack = EXACT) -> Solution:
     """Distinct configurations of all the views (N >= 2) whose outlines agree, best first.
 
-    radius: of all cameras, in object lengths; slack: how far it, and the aim of the cameras, may be wrong.
+    radius: of all cameras, in object lengths; slack: how far it may be wrong (aims are exact here; relposepp/handheld.py frees them).
     """
     views = list(range(min(3, tangency.views)))
     return extend(tangency, solve_first(tangency, views, effort, elevation_range_deg, radius, generator, slack), effort, elevation_range_deg, radius, generator, slack)

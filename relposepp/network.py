@@ -20,6 +20,7 @@ from relposepp.config import NetworkConfig
 from sap3d.alexnet import IMAGENET_MEAN, IMAGENET_STD, alexnet_tokens
 from sap3d.cameras import RADIUS
 from sap3d.errors import InputError, first_line
+from sap3d.quantise import quantise, restored
 
 TINY_WEIGHTS = Path(__file__).resolve().parent / "weights" / "tiny"
 ELEVATION_RANGE_DEG = (-60.0, 80.0)
@@ -197,15 +198,14 @@ class RotationScore(nn.Module):
         return out if self.config.energy == "additive" else self.query_layers(out)
 
     def forward(self, first: torch.Tensor, second: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
-        """Features (M, D) of the two views of M pairs and embedded queries (Q, width) or (M, Q, width) to scores (M, Q)."""
+        """Features (M, D) of the two views of M pairs and embedded queries (Q, width) to scores (M, Q)."""
         pair = self.embed_feature(torch.cat([first, second], -1))
         if self.config.energy == "additive":
-            shared = embedded if embedded.ndim == 3 else embedded[None]
-            hidden = self.layers[:-1](pair[:, None] + shared)
+            hidden = self.layers[:-1](pair[:, None] + embedded)
             with torch.autocast(hidden.device.type, enabled=False):  # half precision would round scores to steps of a hundredth: ties
                 return self.layers[-1](hidden.float())[..., 0]
         pair = self.feature_layers(pair) * pair.shape[-1] ** -0.5
-        return pair @ embedded.T if embedded.ndim == 2 else torch.einsum("mc,mqc->mq", pair, embedded)
+        return pair @ embedded.T
 
 
 class TranslationHead(nn.Module):
@@ -283,7 +283,8 @@ class RelPose(nn.Module):
         return (edges[1:] + edges[:-1]) / 2
 
 
-LARGE = 1_000_000  # a matrix of more entries is stored as 8-bit whole numbers with one scale a row
+LARGE = 1_000_000  # a matrix of more entries is stored in 8 bits (sap3d/quantise.py)
+SCALE = ".scale"  # suffix of its scales
 
 
 def save_network(folder: Path, network: RelPose, half: bool = True) -> None:
@@ -299,20 +300,12 @@ def save_network(folder: Path, network: RelPose, half: bool = True) -> None:
     for name, value in network.state_dict().items():
         value = value.detach().cpu().contiguous()
         if half and value.is_floating_point() and value.ndim == 2 and value.numel() > LARGE:
-            scale = value.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-            state[name], state[f"{name}.scale"] = (value / scale).round().to(torch.int8), scale
+            state[name], state[name + SCALE] = quantise(value)
         else:
             state[name] = value.half() if half and value.is_floating_point() else value
     with atomic_path(Path(folder) / "model.safetensors") as temporary:
         save_file(state, temporary)
     write_json(Path(folder) / "config.json", asdict(network.config))
-
-
-def _full_precision(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of ``save_network`` as fp32."""
-    scales = {name.removesuffix(".scale"): value for name, value in state.items() if name.endswith(".scale")}
-    plain = {name: value for name, value in state.items() if not name.endswith(".scale")}
-    return {name: value.float() * scales[name].float() if name in scales else value.float() for name, value in plain.items()}
 
 
 def load_network(folder: Path | str | None = None, device: str = "cpu", precision: str = "fp32") -> RelPose:
@@ -333,7 +326,7 @@ def load_network(folder: Path | str | None = None, device: str = "cpu", precisio
         values["translation_widths"] = tuple(values["translation_widths"])
         network = RelPose(NetworkConfig(**values))
         state = load_file(folder / "model.safetensors")
-        network.load_state_dict(_full_precision(state))
+        network.load_state_dict(restored(state, SCALE))
     except InputError as error:
         raise InputError(f"{folder}/config.json: {error}") from None
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

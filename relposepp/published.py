@@ -8,13 +8,12 @@ The file is read without executing what is in it. Every tensor must have its pla
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 from pathlib import Path
 
 from relposepp.config import NetworkConfig
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 
 _PLACES = (  # published name -> ours; first match counts
     (r"feature_extractor\.feature_extractor\.(.+)", r"encoder.backbone.\1"),
@@ -80,7 +79,7 @@ def load_published(path: Path):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m relposepp.published", description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=("check", "convert"))
     parser.add_argument("file", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", help="convert: where to write model.safetensors and config.json")

@@ -121,7 +121,7 @@ class Reranker:
         judge = None
         if judged and len(images) > 1 and weights_for(len(images), bool(handheld_fov_rad))[TERMS.index("judge")]:
             judge = SceneJudge(load_judge(), images, handheld_fov_rad)
-        body = Revolution(images) if len(images) >= REVOLVED_VIEWS and not handheld_fov_rad else None
+        body = Revolution(images) if len(images) >= REVOLVED_VIEWS and not handheld_fov_rad and not anywhere else None
         return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, body, anywhere, images, judged)
 
     @property
@@ -260,8 +260,7 @@ class Reranker:
 
     def missed(self, hypothesis: Hypothesis) -> float:
         """Share of the object's rays that miss the hull under a hypothesis of ``run``: what the outlines say against it."""
-        pose = (getattr(hypothesis, name)[None] for name in ("elevation_rad", "azimuth_rad", "radius"))
-        return -float(self.consistency.measures(*pose)[0, MEASURES.index("silhouette")])
+        return self.consistency.missed(hypothesis.elevation_rad, hypothesis.azimuth_rad, hypothesis.radius)
 
     def contradicted(self, hypothesis: Hypothesis) -> bool:
         return self.missed(hypothesis) > CONTRADICTED

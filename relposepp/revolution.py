@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from relposepp.consistency import likelihood_ratio
+from relposepp.consistency import likelihood_ratio, visible
 from relposepp.tangency import poses_of
 from sap3d.cameras import FOV_RAD
 from sap3d.images import resize
@@ -63,7 +63,7 @@ class Revolution:
     def __init__(self, images: list[np.ndarray]):
         self.views, size = len(images), self.SIZE
         small = torch.from_numpy(np.stack([resize(image, size) for image in images])).float().permute(0, 3, 1, 2)
-        alpha = small[:, 3:]
+        alpha = visible(small[:, 3])[:, None]
         blur = lambda x: F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1), 3, 1, 1)  # noqa: E731
         weight = alpha.clamp_min(1e-3)
         self.photos = torch.cat([blur(small[:, :3] * weight) / blur(weight), alpha], 1)  # (N, 4, S, S)

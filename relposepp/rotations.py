@@ -1,4 +1,4 @@
-"""Rotations of stage 1: frames, sampling, embedding, spanning tree, and the way back to cameras that look at the object.
+"""Rotations of stage 1: frames, sampling, spanning tree, and the way back to cameras that look at the object.
 
 A relative rotation of views i and j is here ``camera_i_from_camera_j`` in PyTorch3D camera axes (x left, y up, z forward),
 the frame of the published network: A R_i R_j^T A with R ``camera_from_world`` in OpenGL axes and A = diag(-1, 1, -1).
@@ -71,13 +71,6 @@ def maximum_spanning_tree(weights: np.ndarray) -> list[tuple[int, int]]:
         edges.append((known[a], rest[b]))
         known.append(rest[b])
     return edges
-
-
-def circular_mean(angle_rad: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
-    """Mean direction in [-pi, pi) and resultant length in [0, 1] (0: the angles cancel, 1: they agree)."""
-    weights = np.ones(len(angle_rad)) if weights is None else np.asarray(weights, float)
-    vector = np.sum(weights * np.exp(1j * np.asarray(angle_rad, float))) / max(float(weights.sum()), 1e-12)
-    return float(wrap_to_pi(np.angle(vector))), float(np.abs(vector))
 
 
 def elevations_from_rotations(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

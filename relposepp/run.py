@@ -35,9 +35,9 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     inputs = input_files(scene, list(photos))
     given = cameras_of(Path(config.cameras), photos, "give the camera file of these photos, or leave cameras= out") if config.cameras else None
     if given is None:
-        inputs["weights"] = _weights_folder(config)
+        inputs |= _weight_files("weights", Path(config.weights) if config.weights else WEIGHTS / "tiny")
         if config.judge and config.rerank:
-            inputs["judge"] = WEIGHTS / "judge"
+            inputs |= _weight_files("judge", WEIGHTS / "judge")
     else:
         inputs["cameras"] = Path(config.cameras)
     if handheld:
@@ -45,6 +45,9 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     if stage_complete(record, as_dict(config), inputs, [output]):
         return output
 
+    if config.taken == "anywhere" and (given or handheld or not config.rerank or len(photos) < 2):
+        reason = "cameras are given" if given else "the photos are taken by hand" if handheld else "rerank=false" if not config.rerank else "there is one photo"
+        print(f"warning: {scene.object}: relpose.taken=anywhere changes nothing here: {reason}", file=sys.stderr)
     if given is not None:
         with completion_record(record, "relposepp", as_dict(config), inputs):
             _pass_on(scene, given, photos, config)
@@ -88,8 +91,9 @@ def _pass_on(scene: Scene, cameras: dict[str, Camera], photos: dict[str, np.ndar
     write_cameras(scene.initial_cameras, cameras, turns, plane, checks=facts, source=config.cameras, **({"confidence": sure} if sure else {}))
 
 
-def _weights_folder(config: RelPoseConfig) -> Path:
-    return Path(config.weights) if config.weights else WEIGHTS / "tiny"
+def _weight_files(name: str, folder: Path) -> dict[str, Path]:
+    """What of a folder of weights makes cameras out of date: not its card."""
+    return {f"{name} {file}": folder / file for file in ("config.json", "model.safetensors")}
 
 
 def _hypothesis_entry(names: list[str], hypothesis, probability: float) -> dict:

@@ -8,13 +8,12 @@ stopped. The folder is then given to training: ``python -m relposepp.train stret
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
 from sap3d.cameras import Camera
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
 
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     from dataset.corpus import seed_of
     from dataset.corpus_reader import split_ids
 
-    parser = argparse.ArgumentParser(prog="python -m relposepp.stretch", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m relposepp.stretch", description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, help=f"folder, .deb or .sh3f; {sweethome.HOW_TO_GET}")
     parser.add_argument("--out", type=Path, default=Path(".work/relposepp/stretched"))
     parser.add_argument("--shard", default="0/1", help="k/n: only every n-th object from the k-th, to share the work")

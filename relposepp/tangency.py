@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sap3d.cameras import FOV_RAD
+from sap3d.cameras import FOV_RAD, RADIUS, radius_at_fov
 
 CLEAR_RAD = 2.95  # an outline that spans less than this about the baseline does not hold it (exactly: pi)
 HOLDS_RAD = 3.4  # an outline that spans more than this holds the baseline
 VERTICES = 40  # most corners of a hull that are kept
+HANDHELD_FOV_DEG = (28.0, 80.0)  # photos of others are taken to be from as far away as with the nearest of these: 2.7 and .8 object lengths
 MISMATCH_RAD = 0.03  # residual of a pair whose baseline passes through one outline and not through the other
 
 
@@ -73,6 +74,11 @@ def _hull(points: np.ndarray) -> np.ndarray:
         height = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) / np.maximum(chord, 1e-9)
         corners = np.delete(corners, height.argmin(), 0)
     return corners
+
+
+def likely_radius(fov_rad: Sequence[float]) -> np.ndarray:
+    """Distances (N,), object lengths, at which the object fills as much of photos of these fields of view as of the protocol's; within what is searched."""
+    return radius_at_fov(RADIUS, np.clip(fov_rad, *np.deg2rad(HANDHELD_FOV_DEG)))
 
 
 @dataclass(frozen=True)
@@ -251,7 +257,7 @@ class Tangency:
         squared = (residual / (sigma or self.sigma)).square()
         squared = squared + self.NEUTRAL * (~counts).repeat_interleave(2, 1)
         cost = (self.ROBUST**2 * squared / (self.ROBUST**2 + squared)).mean(1)
-        return cost if turn is None else cost + (turn / torch.tensor(slack.turn)).square().sum((1, 2)) / residual.shape[1]
+        return cost if turn is None else cost + (turn / torch.tensor(slack.turn).clamp_min(1e-9)).square().sum((1, 2)) / residual.shape[1]
 
     def solve(self, elevation, azimuth, radius, views, steps=10, sigma=None, prior_deg=(15.0, 400.0), slack: Slack = EXACT, start_sigma=0.02, turn=None):
         """Levenberg-Marquardt from every start (K, n); the first azimuth stays. Returns a Solution.

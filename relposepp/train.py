@@ -6,7 +6,6 @@ run that was killed and started again ends with the same weights as one that was
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import time
@@ -22,7 +21,7 @@ from relposepp.data import Batch, TokenCache
 from relposepp.network import TINY_WEIGHTS, RelPose, save_network
 from relposepp.rotations import random_look_at_relative, relative_rotation
 from sap3d.config import load_config, resolve_device
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.interrupt import finish_step_first
 from sap3d.progress import Progress
 from sap3d.scene import atomic_path
@@ -246,7 +245,7 @@ class Trainer:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m relposepp.train", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m relposepp.train", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; the next call goes on")
     parser.add_argument("--export", type=Path, nargs="?", const=TINY_WEIGHTS, help="write the averaged weights there (default: the bundled folder)")
     parser.add_argument("--network", type=Path, help="YAML file with settings of the network")

@@ -110,7 +110,7 @@ def export(scene: Scene, out: Path) -> Path:
     COLMAP and nerfstudio get the cameras of the photo files; cameras.yaml has the project's own, against which photos may be turned.
     """
     photos = load_input_views(scene)
-    cameras = cameras_of(scene.refined_cameras, photos, "run stage 2 again")
+    cameras = cameras_of(scene.refined_cameras, photos, f"run stages 1 and 2 with {scene.views} views first")
     turns = read_turns(scene.initial_cameras) if scene.initial_cameras.is_file() else {}
     paths = {name: input_files(scene, [name])[f"photo {name}"] for name in photos}
     placed = {name: photo_camera(cameras[name], photo.shape[0], turns.get(name)) for name, photo in photos.items()}

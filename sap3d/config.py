@@ -6,11 +6,12 @@ import argparse
 import dataclasses
 import math
 import os
+import re
 from pathlib import Path
 from typing import Mapping, Sequence, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from sap3d.errors import ArgumentParser, InputError, first_line
 
@@ -80,8 +81,15 @@ def _merge(base, update, source: str, cls):
     try:
         return OmegaConf.merge(base, update)
     except (OmegaConfBaseException, ValueError, TypeError, AssertionError, RecursionError) as error:
-        keys = ", ".join(f.name for f in dataclasses.fields(cls))
-        raise InputError(f"{source}: {first_line(error)}; known keys: {keys}") from None
+        raise InputError(f"{source}: {first_line(error)}; {_remedy(error, source, cls)}") from None
+
+
+def _remedy(error: Exception, source: str, cls) -> str:
+    """What to write in the place of a setting that OmegaConf refuses: another key where that one is unknown, else a value like the default."""
+    fields, key = [f.name for f in dataclasses.fields(cls)], re.split(r"[.\[=]", getattr(error, "full_key", None) or source)[0]
+    if isinstance(error, ConfigKeyError):
+        return f"known keys: {', '.join(fields)}"
+    return f"give {key} a value like its default, {getattr(cls(), key)!r}" if key in fields else "write key: value, with a value like the key's default"
 
 
 def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:

@@ -21,7 +21,14 @@ class InputError(Exception):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, whose complaint is one line like every other error of the project; settings may stand before, between and behind the options."""
+    """argparse's, whose complaint is one line like every other error of the project; settings may stand before, between and behind the options.
+
+    prog: the command that the line names; without it the module that was started with ``python -m``.
+    """
+
+    def __init__(self, prog: str | None = None, **options):
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        super().__init__(prog=prog or (spec and f"python -m {spec.name.removesuffix('.__main__')}"), **options)
 
     def parse_args(self, args=None, namespace=None):
         return self.parse_intermixed_args(args, namespace)

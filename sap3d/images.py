@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from sap3d.cameras import FOV_RAD, turn_matrix
 from sap3d.errors import InputError
-from sap3d.scene import Scene, atomic_path, read_cameras, read_json, read_turns
+from sap3d.scene import Scene, atomic_path, objects_by_type, read_cameras, read_json, read_turns
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
@@ -34,7 +34,8 @@ def load_rgba(path: Path, mask_path: Path | None = None) -> np.ndarray:
     if "A" not in image.getbands() and "transparency" not in image.info:
         raise InputError(
             f"{path}: has no alpha channel, so the object is not separated from the background; "
-            f"save it as RGBA with a transparent background or add masks/{path.stem}.png"
+            f"save it as RGBA with a transparent background, add masks/{path.stem}.png, "
+            "or import the photos under a new name: python -m dataset.photos FOLDER --type T --name O"
         )
     rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0
     if rgba[..., 3].max() < 0.05:
@@ -75,11 +76,12 @@ def load_input_views(scene: Scene, turned: bool = True) -> dict[str, np.ndarray]
         raise InputError(f"{folder}: two photos have the same name with different endings; keep one of each")
     if len(paths) < scene.views:
         raise InputError(f"{folder}: {scene.views} views were asked for but it holds {len(paths)}; lower the number of views or add photos")
-    images = {p.stem: load_rgba(p, scene.train_dir / "masks" / f"{p.stem}.png") for p in paths[: scene.views]}
+    files = {p.stem: p for p in paths[: scene.views]}
+    images = {name: load_rgba(p, scene.train_dir / "masks" / f"{name}.png") for name, p in files.items()}
     first = next(iter(images))
     for name, image in images.items():
         if image.shape[0] != image.shape[1]:
-            raise InputError(f"{folder}/{name}: is {image.shape[1]} x {image.shape[0]} but photos must be square; crop or pad it")
+            raise InputError(f"{files[name]}: is {image.shape[1]} x {image.shape[0]} but photos must be square; crop or pad it")
         if image.shape != images[first].shape:
             raise InputError(
                 f"{folder}: {name} is {image.shape[1]} x {image.shape[0]} and {first} is {images[first].shape[1]} x "
@@ -148,8 +150,8 @@ def input_files(scene: Scene, names: Sequence[str]) -> dict[str, Path]:
 
 
 def available_objects(scene: Scene) -> list[str]:
-    folder = scene.train_dir.parent
-    return sorted(p.name for p in folder.glob("[!.]*") if (p / "images").is_dir()) if folder.is_dir() else []
+    """Objects of the scene's type that have photos."""
+    return objects_by_type(scene.root).get(scene.type, [])
 
 
 def composite_white(rgba: np.ndarray) -> np.ndarray:

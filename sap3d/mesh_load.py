@@ -12,7 +12,7 @@ from sap3d.errors import InputError
 
 MESH_SUFFIXES = (".obj", ".glb", ".gltf", ".ply", ".off", ".stl")
 _DEFAULT_COLOUR = np.array([0.8, 0.8, 0.8, 1.0], np.float32)  # of faces without any material
-_Y_UP_TO_Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # (x, y, z) -> (x, -z, y): a rotation about x
+Z_UP_FROM_Y_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # (x, y, z) -> (x, -z, y): a rotation about x
 
 
 @dataclass
@@ -48,7 +48,7 @@ def load_mesh_normalised(path: str | Path, up: str = "z", rotation: np.ndarray |
         raise InputError(f"{path}: the up axis must be y or z, got {up!r}")
     matrix = np.eye(3) if rotation is None else np.asarray(rotation, dtype=np.float64).reshape(3, 3)
     if up == "y":
-        matrix = _Y_UP_TO_Z_UP @ matrix
+        matrix = Z_UP_FROM_Y_UP @ matrix
     try:
         mesh.vertices, _, _ = normalise_vertices(mesh.vertices.astype(np.float64) @ matrix.T, mesh.faces)
     except InputError as error:

@@ -20,7 +20,7 @@ from PIL import Image
 from sap3d.cameras import Camera, camera_from_pose
 from sap3d.errors import InputError
 from sap3d.images import load_rgba, resize, to_uint8
-from sap3d.scene import atomic_path, load_array
+from sap3d.scene import atomic_path, read_pose
 
 PACK_FORMAT = 1
 
@@ -98,14 +98,10 @@ def _load_folder(path: Path, uid: str, size: int | None, views: int | None) -> R
         pose_path = path / "poses" / f"{image_path.stem}.npy"
         if not pose_path.is_file():
             raise InputError(f"{pose_path}: missing, but {image_path.name} exists; every view needs its pose")
-        pose = load_array(pose_path, "a 3 x 4 pose")
-        try:
-            cameras.append(camera_from_pose(pose))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{pose_path}: not a 3 x 4 pose ({error}); write it again") from None
+        cameras.append(camera_from_pose(read_pose(pose_path)))
         images.append(_premultiply(load_rgba(image_path), size))
-    if not images:
-        raise InputError(f"{path / 'images'}: no PNG views in it")
+    if len(images) < 2:
+        raise InputError(f"{path / 'images'}: {len(images)} PNG views in it; a regulariser object needs two at least")
     return RegulariserObject(uid, np.stack(images), cameras)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from sap3d.cameras import Camera
 from sap3d.errors import InputError
+from sap3d.images import SUFFIXES
 from sap3d.results import FIGURE, dig, released_means
 from sap3d.scene import Scene, read_cameras
 
@@ -44,7 +45,7 @@ def page(results: list[dict], root: Path, means: list[tuple[list[str], bool]], k
 
 def _object(index: int, result: dict, scene: Scene, keys: tuple[str, ...]) -> str:
     """One object's card: photos, novel views, renders, figures and times beside turntable and mesh."""
-    photos = sorted(path for path in (scene.train_dir / "images").glob("*") if path.suffix.lower() in (".png", ".webp", ".jpg", ".jpeg"))[: scene.views]
+    photos = sorted(path for path in (scene.train_dir / "images").glob("*") if path.suffix.lower() in SUFFIXES)[: scene.views]
     left = _strip("Photos", photos, 118, "photos")
     left += _strip("Novel views of the personal diffusion model", [scene.nvs_dir / "preds" / f"{name}.png" for name in STRIP_VIEWS], 92)
     left += _strip("The same views of the NeRF", [scene.nerf_dir / "save" / "rgb_pred" / f"{name}.png" for name in STRIP_VIEWS], 92)
@@ -111,9 +112,8 @@ def viewer_cameras(scene: Scene) -> list[dict]:
 
 def _viewer_camera(name: str, camera: Camera) -> dict:
     pose = camera.camera_from_world()
-    centre = -pose[:, :3].T @ pose[:, 3]
     rounded = lambda values: [round(float(v), 5) for v in values]  # noqa: E731
-    return {"name": name, "centre": rounded(centre), "right": rounded(pose[0, :3]), "up": rounded(pose[1, :3]), "tangent": round(float(np.tan(camera.fov_rad / 2)), 5)}
+    return {"name": name, "centre": rounded(camera.center()), "right": rounded(pose[0, :3]), "up": rounded(pose[1, :3]), "tangent": round(float(np.tan(camera.fov_rad / 2)), 5)}
 
 
 def _turntable(scene: Scene) -> str:

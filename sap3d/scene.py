@@ -69,9 +69,7 @@ class Scene:
 
     # --- data -----------------------------------------------------------------------------------------------------
     def _data(self, *parts: str) -> Path:
-        own = self.root.joinpath("dataset", *parts)
-        bundled = REPOSITORY.joinpath("dataset", *parts)
-        return own if own.exists() or not bundled.exists() else bundled
+        return _data_path(self.root, *parts)
 
     @property
     def train_dir(self) -> Path:
@@ -129,6 +127,21 @@ class Scene:
         return self.root / "results" / self.type / self.object / str(self.views)
 
 
+def _data_path(root: Path, *parts: str) -> Path:
+    own, bundled = (base.joinpath("dataset", *parts) for base in (root, REPOSITORY))
+    return own if own.exists() or not bundled.exists() else bundled
+
+
+def objects_by_type(root: Path) -> dict[str, list[str]]:
+    """Names of the objects with photos that a ``Scene`` finds, below ``root`` or in the repository, by dataset type; both sorted."""
+    folders = [folder for base in (root, REPOSITORY) for folder in base.glob("dataset/data/train/[!.]*/[!.]*")]
+    found: dict[str, list[str]] = {}
+    for type_, name in sorted({(folder.parent.name, folder.name) for folder in folders}):
+        if (_data_path(root, "data", "train", type_, name) / "images").is_dir():
+            found.setdefault(type_, []).append(name)
+    return found
+
+
 # --- cameras on disk --------------------------------------------------------------------------------------------------
 def write_cameras(path: Path, cameras: Mapping[str, Camera], turns: Mapping[str, np.ndarray] | None = None, mirror_plane_azimuth_rad: float | None = None,
                   **extra) -> None:  # fmt: skip
@@ -152,10 +165,10 @@ def write_cameras(path: Path, cameras: Mapping[str, Camera], turns: Mapping[str,
     write_text(path, yaml.safe_dump({"views": views, **plane, **extra}, sort_keys=False))
 
 
-def read_cameras(path: Path) -> dict[str, Camera]:
-    """Cameras keyed by view name, in file order; raises InputError when the file is missing or malformed."""
+def read_cameras(path: Path, remedy: str = "run the stage that writes it first") -> dict[str, Camera]:
+    """Cameras keyed by view name, in file order; raises InputError when the file is missing, which ends in ``remedy``, or malformed."""
     if not path.is_file():
-        raise InputError(f"{path}: no such camera file; run the stage that writes it first")
+        raise InputError(f"{path}: no such camera file; {remedy}")
     try:
         views = yaml.safe_load(path.read_text())["views"]
         return {str(name): _camera(*(float(v[key]) for key in ("elevation_deg", "azimuth_deg", "radius", "fov_deg"))) for name, v in views.items()}
@@ -183,8 +196,8 @@ def read_pose(path: Path) -> np.ndarray:
 
 
 def cameras_of(path: Path, names: Iterable[str], remedy: str) -> dict[str, Camera]:
-    """The cameras of the views ``names``, in that order; raises InputError, which ends in ``remedy``, when the file lacks one."""
-    cameras, names = read_cameras(path), list(names)
+    """The cameras of the views ``names``, in that order; raises InputError, which ends in ``remedy``, when the file lacks one or is missing."""
+    cameras, names = read_cameras(path, remedy), list(names)
     missing = [name for name in names if name not in cameras]
     if missing:
         raise InputError(f"{path}: has no camera for view {', '.join(missing)}; {remedy}")

@@ -197,7 +197,7 @@ def run_one(name: str, suite: Suite, key: str, object_: str, views: int, again: 
         "suite": name,
         "variant": key,
         "definition": definition(variant),
-        "made_by": made_by(),
+        "made_by": made_by(suite, key),
         "made_from": made_from(suite, key),
         "commit": commit(),
         "cores": os.cpu_count(),
@@ -260,13 +260,18 @@ def definition(variant: Variant) -> dict:
     return {key: values[key] for key in ("stages", "settings", "quick", "cameras", "share_from", "share")}
 
 
-@functools.lru_cache(maxsize=1)
-def made_by() -> str:
-    """Hash of the stages' default settings, the quick ones too, and of the bundled weights: another one makes rows out of date."""
+def made_by(suite: Suite, key: str) -> str:
+    """Hash of the settings that a variant's stages, and those whose outputs it shares, start from, and of the bundled weights: another one makes rows out of date."""
+    return _defaults_and_weights(frozenset(one["quick"] for one in lineage(suite, key)))
+
+
+@functools.lru_cache(maxsize=3)
+def _defaults_and_weights(quick: frozenset[bool]) -> str:
+    """Of the stages' settings with --quick (True), without (False), or both."""
     settings, files = {}, []
     for module, name in CONFIGS:
         config = getattr(importlib.import_module(module), name)
-        settings[name] = [as_dict(config()), list(config.QUICK)]
+        settings[name] = [as_dict(load_config(config, None, config.QUICK if flag else ())) for flag in sorted(quick)]
     for folder in (BUNDLED_ZERO123, REPOSITORY / "relposepp" / "weights"):
         files += sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     return fingerprint(settings, {path.relative_to(REPOSITORY).as_posix(): path for path in files})[:12]
@@ -285,7 +290,7 @@ def made_from(suite: Suite, key: str) -> dict:
 
 def up_to_date(row: dict | None, suite: Suite, key: str) -> bool:
     """Whether a stored row was measured under the settings of variant ``key`` with the present defaults and weights."""
-    return bool(row) and row.get("made_by") == made_by() and row.get("made_from") == made_from(suite, key)
+    return bool(row) and row.get("made_by") == made_by(suite, key) and row.get("made_from") == made_from(suite, key)
 
 
 def taken_row(name: str, suite: Suite, key: str, object_: str, views: int) -> dict | None:
@@ -349,6 +354,16 @@ def chosen_runs(suite: Suite, arguments: argparse.Namespace) -> list[tuple[str, 
     ]
 
 
+def check_chosen(name: str, suite: Suite, arguments: argparse.Namespace) -> None:
+    """Raises InputError for a variant, an object or a number of views that the suite has not, and where together they leave nothing to run."""
+    for what, chosen, known in zip(("variant", "object", "number of views"), (arguments.variants, arguments.objects, arguments.views), zip(*plan(suite))):
+        unknown = [value for value in chosen if value not in known]
+        if unknown:
+            raise InputError(f"suite {name} has no {what} {unknown[0]}; it has {', '.join(map(str, dict.fromkeys(known)))}")
+    if not chosen_runs(suite, arguments):
+        raise InputError(f"suite {name} has no run of these variants, objects and numbers of views together; --plan without them lists its runs")
+
+
 def run_suite(name: str, suite: Suite, arguments: argparse.Namespace) -> list[str]:
     """Run what is missing or out of date; returns the failures, a line each."""
     wanted = chosen_runs(suite, arguments)
@@ -406,9 +421,7 @@ def main(argv: list[str] | None = None) -> None:
         if not arguments.suite:
             raise InputError(f"name a suite: {', '.join(sorted(p.stem for p in SUITES.glob('*.yaml'))) or 'there are none'}")
         name, suite = load_suite(arguments.suite)
-        unknown = [key for key in arguments.variants if key not in suite.variants]
-        if unknown:
-            raise InputError(f"suite {name} has no variant {unknown[0]}; it has {', '.join(suite.variants)}")
+        check_chosen(name, suite, arguments)
         if arguments.plan:
             print("\n".join(plan_lines(name, suite, arguments)))
             return

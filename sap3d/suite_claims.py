@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from dataclasses import replace
+from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from sap3d.suite import Claim
 
 LEGEND = (
     "The first minus the second: mean over the objects that both have, its 95 % interval (paired bootstrap over objects), and on how many of them "
-    "the first is better. As printed, the means of both sides may also be **equal** or the first **worse**; *open*: the interval holds zero."
+    "the first is better. The means of both sides, to the digits of this table, may also be **equal** or the first **worse**; *open*: the interval holds zero. "
+    "Figures below 1 have a digit more than above: both sides share the object, mostly the cameras too, so that their difference is known better than either mean."
 )
 
 MARK = "†"
@@ -25,14 +27,18 @@ def select(rows: Sequence[dict], variant: str, views: int) -> list[dict]:
     return [row["result"] for row in rows if row["variant"] == variant and row["result"]["views"] == views]
 
 
-def latest_version(rows: Sequence[dict]) -> str:
-    """Weights and defaults (``made_by``) of the row that was measured last."""
-    return max(rows, key=lambda row: row.get("finished", "")).get("made_by", "") if rows else ""
+def latest_versions(rows: Sequence[dict]) -> dict[frozenset[bool], str]:
+    """Weights and defaults (``made_by``) of the rows that were measured last, by whether they and what they share were made with --quick."""
+    return {_quick(row): row.get("made_by", "") for row in sorted(rows, key=lambda row: row.get("finished", ""))}
 
 
-def of_another_version(rows: Sequence[dict], variant: str, views: int, version: str) -> bool:
-    """Whether some row of a variant and number of views was measured with weights or defaults other than ``version``."""
-    return any(row.get("made_by", "") != version for row in rows if row["variant"] == variant and row["result"]["views"] == views)
+def of_another_version(rows: Sequence[dict], variant: str, views: int, versions: Mapping[frozenset[bool], str]) -> bool:
+    """Whether some row of a variant and number of views was measured with weights or defaults other than ``versions``."""
+    return any(row.get("made_by", "") != versions[_quick(row)] for row in rows if row["variant"] == variant and row["result"]["views"] == views)
+
+
+def _quick(row: dict) -> frozenset[bool]:
+    return frozenset(one["quick"] for one in row.get("made_from", {}).get("lineage", []))
 
 
 def mixed(claim: Claim, rows: Sequence[dict]) -> bool:
@@ -51,7 +57,7 @@ def claims_table(claims: Sequence[Claim], rows: Sequence[dict]) -> str:
 
 def claim_cell(claim: Claim, key: str, rows: Sequence[dict]) -> str:
     """One claim in one figure, the verdict by the means as printed: "+1.22 [+0.80, +1.64], 14 of 16"; "-": not measured."""
-    figure, pairs = FIGURE[key], paired(claim, key, rows)
+    figure, pairs = finer(FIGURE[key]), paired(claim, key, rows)
     if not pairs:
         return "-"
     order = compare(figure, *np.mean(pairs, axis=0))
@@ -60,6 +66,11 @@ def claim_cell(claim: Claim, key: str, rows: Sequence[dict]) -> str:
     better = sum(compare(figure, *pair) == 1 for pair in pairs)
     doubt = ", *open*" if order and interval.holds(0.0) else ""
     return f"{verdict}{interval.text(figure.digits, '+')}, {better} of {len(pairs)}{doubt}"
+
+
+def finer(figure: Figure) -> Figure:
+    """The figure with the digits of a comparison: one more where it has three, as LPIPS and Chamfer distance do."""
+    return replace(figure, digits=figure.digits + (figure.digits == 3))
 
 
 def paired(claim: Claim, key: str, rows: Sequence[dict]) -> list[tuple[float, float]]:

@@ -13,7 +13,7 @@ from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
 from sap3d.suite import ROWS, SUITES, Suite, load_rows, load_suite
 from sap3d.suite_baselines import structure_from_motion_section
-from sap3d.suite_claims import LEGEND, MARK, MARK_LEGEND, claims_table, latest_version, of_another_version, select
+from sap3d.suite_claims import LEGEND, MARK, MARK_LEGEND, claims_table, latest_versions, of_another_version, select
 from sap3d.suite_gallery import write_gallery
 from sap3d.suite_parts import parts_sections
 from sap3d.suite_plots import write_plots
@@ -64,8 +64,8 @@ def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> st
         "\n".join(f"* **{key}**: {variant.about}" for key, variant in suite.variants.items() if variant.about) + "\n",
         means_table(suite, rows) + "\n",
     ]
-    version = latest_version(rows)
-    if any(of_another_version(rows, key, n, version) for n, key, _ in groups(suite, rows)):
+    versions = latest_versions(rows)
+    if any(of_another_version(rows, key, n, versions) for n, key, _ in groups(suite, rows)):
         parts.append(f"{MARK_LEGEND}\n")
     if suite.claims:
         parts.append(f"{LEGEND}\n\n{claims_table(suite.claims, rows)}\n")
@@ -89,9 +89,9 @@ def groups(suite: Suite, rows: list[dict]) -> list[tuple[int, str, list[dict]]]:
 
 def means_table(suite: Suite, rows: list[dict]) -> str:
     lines, last = [], None
-    found, version = groups(suite, rows), latest_version(rows)
+    found, versions = groups(suite, rows), latest_versions(rows)
     for index, (n, key, results) in enumerate(found):
-        mark = f" {MARK}" if of_another_version(rows, key, n, version) else ""
+        mark = f" {MARK}" if of_another_version(rows, key, n, versions) else ""
         lines.append([n, key + mark, len(results), *figure_cells({k: mean_of(results, k) for k in TABLE_KEYS})])
         last = index + 1 == len(found) or found[index + 1][0] != n
         released = released_means(n)

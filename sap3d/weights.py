@@ -11,12 +11,11 @@ a file is executed. The bundled weights are in the folder of the same name besid
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-from sap3d.errors import InputError, cli
+from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.presets import published_folder
 
 GUIDE = """\
@@ -138,7 +137,7 @@ def _relposepp(*arguments) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m sap3d.weights", description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=("show", "check", "convert"), nargs="?")
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("folder", type=Path, nargs="?", help="convert: where to write (default: where --preset full looks)")

@@ -1,5 +1,6 @@
 """The app's queue without its page: order, cancelling, restarts, limits; a small script takes the pipeline's place."""
 
+import os
 import threading
 import time
 
@@ -126,6 +127,38 @@ def test_a_cancelled_run_that_still_writes_its_checkpoint_is_not_started_again(q
     (tmp_path / "order.go").write_text("")
     one.start(job, quick=True)
     until(lambda: job.state == "done")
+
+
+def test_a_deleted_run_is_gone_at_once(queue, tmp_path, monkeypatch):
+    """Not file after file: without `cancelled` it would look as if it waited."""
+    one, real, seen = queue(), jobs.shutil.rmtree, []
+    job = one.add("a", [photo(tmp_path)])
+    one.start(job, quick=True)
+    until(lambda: job.state == "running" and (tmp_path / "order").is_file())
+
+    def not_yet(path, **options):
+        if job.id in os.path.basename(path):
+            seen.append(([j.id for j in one.jobs()], job.folder.exists()))
+        else:
+            real(path, **options)
+
+    monkeypatch.setattr(jobs.shutil, "rmtree", not_yet)
+    one.delete(job)
+    assert seen == [([], False)] and job.pid is None
+    monkeypatch.setattr(jobs.shutil, "rmtree", real)
+    with pytest.raises(InputError, match="was deleted"):  # from a page that still shows it
+        one.start(job, quick=True)
+    one.delete(job)
+    assert one.jobs() == [] and len(list(one.home.glob(".*.tmp-*"))) == 1  # as a killed server would leave it
+    assert list(queue().home.iterdir()) == []
+
+
+def test_a_run_that_vanishes_while_it_is_looked_at_does_not_end_the_worker(tmp_path, monkeypatch):
+    one = Queue(tmp_path / "home", "python3")
+    gone, kept = (one.add(name, [photo(tmp_path)]) for name in ("gone", "kept"))
+    one.start(kept, quick=True)
+    monkeypatch.setattr(Job, "state", "waiting")  # as it was a moment ago
+    assert one._waiting() == [kept] and one.position(gone) == 0
 
 
 def test_one_server_for_a_folder(tmp_path):

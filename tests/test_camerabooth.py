@@ -20,7 +20,7 @@ from sap3d.cameras import Camera, pose_condition, protocol_test_cameras
 from sap3d.errors import InputError
 from sap3d.images import load_rgb
 from sap3d.scene import Scene, file_hash, read_cameras, read_json, write_cameras
-from sap3d.zero123 import load_personal, tiny_random_model
+from sap3d.zero123 import load_personal, load_zero123, tiny_random_model
 from sap3d.zero123.photos import photos_over_white
 
 VIEWS = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90), "002": Camera.from_degrees(10, 275, 1.7), "003": Camera.from_degrees(-20, 180)}
@@ -112,6 +112,9 @@ def test_cameras_never_pass_a_pole():
     with torch.no_grad():
         table.delta[:, 0] = torch.tensor([9.0, -9.0, 3.0, -3.0])
     assert all(0 < camera.polar_rad < np.pi for camera in table.cameras().values())
+    above = {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(89.7, 10), "002": Camera.from_degrees(-89.7, 20)}
+    for name, camera in CameraTable(above).cameras().items():
+        assert camera.polar_rad == above[name].polar_rad  # as near to it as they were given
 
 
 # --- pairs and schedule -----------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def test_sets_of_conditions_never_hold_the_target_or_a_photo_twice():
 
 
 @pytest.mark.parametrize("count", (2, 3, 4, 5, 20))
-def test_schedule_reaches_zero_at_the_last_step_for_every_number_of_views(count):
+def test_schedule_falls_to_nearly_zero_for_every_number_of_views(count):
     for config in (BoothConfig(), BoothConfig(steps=30, steps_per_extra_view=5)):
         steps = total_steps(config, count)
         rates = [training._schedule(step, steps) for step in range(steps)]
@@ -243,6 +246,49 @@ def test_resumed_run_equals_an_undisturbed_one(tmp_path, monkeypatch, moment, mu
     assert fitted_again["losses"] == fitted["losses"] and torch.equal(table.delta, table_again.delta)
     for (name, parameter), other in zip(model.named_parameters(), again.parameters()):
         assert torch.equal(parameter, other), name
+
+
+def test_a_signal_in_the_last_step_leaves_a_checkpoint(tmp_path, monkeypatch):
+    class Stop:
+        requested = False
+
+        def leave(self):
+            raise KeyboardInterrupt
+
+    stop = Stop()
+    monkeypatch.setattr(training, "finish_step_first", lambda: nullcontext(stop))
+    model, config = tiny_random_model(0), BoothConfig(**FAST | {"regulariser": "none"})
+    steps = total_steps(config, 3)
+
+    def requested(step, loss, rate):
+        stop.requested = step + 1 == steps
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, CameraTable(dict(list(VIEWS.items())[:3])), pairs_of(model, 3), config, tmp_path / "checkpoint.pt", on_step=requested)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == steps
+
+
+@pytest.mark.parametrize("part", ["photos", "regulariser"])
+def test_a_loss_that_is_no_number_ends_training_before_the_step(tmp_path, monkeypatch, part):
+    losses = training._step_loss
+    monkeypatch.setattr(training, "_step_loss", lambda *arguments: (found := losses(*arguments)) | {part: found[part] * float("nan")})
+    model = tiny_random_model(0)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(InputError, match="diverged at step 0"):
+        fit(model, CameraTable(dict(list(VIEWS.items())[:3])), pairs_of(model, 3), BoothConfig(**FAST), tmp_path / "checkpoint.pt")
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_every_regulariser_object_is_drawn(monkeypatch):
+    item = choose_regularisers(Scene("T", "o", 3), None, "random", 1, 0)[0]
+    model = tiny_random_model(0, multiplane=4)
+    data = pairs_of(model, 3, regularisers=[item])
+    few = len(data.regulariser_cameras[0])
+    data.regulariser_cameras, data.regulariser_starts = data.regulariser_cameras * 40, np.zeros(41, int)
+    drawn = set()
+    monkeypatch.setattr(data, "_guess", lambda key, features, pose: drawn.add(key[1]) or torch.zeros(3, 32, 32))
+    data.regulariser_batch(np.random.default_rng(0), 400)
+    assert few > 1 and drawn == set(range(40))
 
 
 def test_training_ends_when_the_loss_has_settled():
@@ -408,7 +454,7 @@ def test_stage(make_scene, capsys):
     assert list(refined) == ["000", "001", "002"] and refined["000"].azimuth_deg == pytest.approx(0, abs=1e-6)
     changes = read_json(scene.personal_dir / "camera_changes.json")
     assert 0 < changes["001"]["rotation_change_deg"] < 5
-    load_personal(scene.personal_dir, base_folder=config.model)
+    load_personal(scene.personal_dir, load_zero123(config.model))
     assert not (scene.personal_dir / "checkpoint.pt").exists()
     records = [read_json(folder / "record.json") for folder in (scene.personal_dir, scene.nvs_dir)]
     assert [r["config"]["steps"] for r in records] == [6, 6] and all(r["seconds"] > 0 for r in records)
@@ -432,7 +478,7 @@ def test_stage(make_scene, capsys):
 
 
 def test_views_at_any_cameras_are_those_of_the_stage(make_scene, tmp_path, monkeypatch, capsys):
-    """From stage 2's outputs; a camera of the protocol gives the stage's own view."""
+    """From stage 2's outputs; a camera of the protocol gives the stage's own view, where it has the same place in the list."""
     scene, config = make_scene(2)
     run.main(scene, config)
     monkeypatch.setenv("ROOT_DIR", str(scene.root))

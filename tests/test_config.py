@@ -46,6 +46,13 @@ def test_unknown_key_names_the_known_ones():
         load_config(Settings, None, ["stepz=3"])
 
 
+@pytest.mark.parametrize("bad, default", (("steps=many", "10"), ("mode={a: 1}", "'fast'"), ("span=[a]", "(0.0, 1.0)"), ("span=[a, b]", "(0.0, 1.0)")))
+def test_a_wrong_value_names_the_default_and_no_keys(bad, default):
+    with pytest.raises(InputError) as caught:
+        load_config(Settings, None, [bad])
+    assert str(caught.value).endswith(f"; give {bad.split('=')[0]} a value like its default, {default}") and "known keys" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ("stepz: 3\n", "steps: [\n", "- a\n- b\n", "steps: {a: 1}\n", "\0"))
 def test_bad_files(tmp_path, text):
     path = tmp_path / "settings.yaml"

@@ -344,7 +344,7 @@ def run_small(**chosen):
 def test_new_weights_or_defaults_make_rows_out_of_date(small_suite, capsys, monkeypatch):
     run_small(variants=["full"])
     capsys.readouterr()
-    monkeypatch.setattr(suite, "made_by", lambda: "others")
+    monkeypatch.setattr(suite, "made_by", lambda suite, key: "others")
     _, rows = run_small(variants=["full"])
     assert "measured already" not in capsys.readouterr().out and rows["full", "car", 2]["made_by"] == "others"
 
@@ -364,14 +364,16 @@ def test_a_change_of_the_variant_whose_cameras_are_shared_makes_rows_out_of_date
 def test_rows_are_of_default_settings_and_weights(monkeypatch):
     from camerabooth.config import BoothConfig
 
-    version = suite.made_by.__wrapped__
-    before = version()
-    assert version() == before and len(before) == 12
+    def versions():
+        return tuple(suite._defaults_and_weights.__wrapped__(frozenset(flags)) for flags in ([False], [True], [False, True]))
+
+    default, quick, both = versions()
+    assert versions() == (default, quick, both) and len({default, quick, both}) == 3 and len(default) == 12
     monkeypatch.setattr(BoothConfig, "QUICK", ("steps=7",))
-    quick = version()
+    assert [now == before for now, before in zip(versions(), (default, quick, both))] == [True, False, False]
     monkeypatch.undo()
-    monkeypatch.setattr(BoothConfig.__init__, "__defaults__", (*BoothConfig.__init__.__defaults__[:-1], 128))
-    assert len({before, quick, version()}) == 3
+    monkeypatch.setattr(BoothConfig.__dataclass_fields__["field_steps"], "default", 7)  # which --quick replaces
+    assert [now == before for now, before in zip(versions(), (default, quick, both))] == [False, True, False]
 
 
 def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
@@ -386,7 +388,7 @@ def test_suite_runs_shares_resumes_and_renders(small_suite, capsys):
 
     page = suite_tables.write_results_page(small_suite / "results.md").read_text()
     assert re.search(r"\| sharp@2 over full@2 \| \+\d\d\.\d\d, 1 of 1, \*open\* \| - \| - \|", page)  # one object: no interval; no 3D here
-    assert re.search(r"\| full@2 over sharp@2 \| - \| \*\*worse\*\* \+0\.\d{3}, 0 of 1, \*open\* \| - \|", page) and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
+    assert re.search(r"\| full@2 over sharp@2 \| - \| \*\*worse\*\* \+0\.\d{4}, 0 of 1, \*open\* \| - \|", page) and "| 2 | *SAP3D, released* | 19 | *17.61* |" in page
     assert str(small_suite) not in page and (small_suite / "rows" / "small.csv").read_text().startswith("variant,")
 
 
@@ -431,11 +433,11 @@ def claim_rows(first, second, key, views=5):
     [
         ("3d_psnr_mean", 18.4549, 18.4451, "**equal** +0.01 [+0.01, +0.01], 0 of 2"),
         ("3d_psnr_mean", 18.456, 18.454, "+0.00 [+0.00, +0.00], 2 of 2"),
-        ("3d_lpips_mean", 0.1691, 0.1694, "**equal** -0.000 [-0.000, -0.000], 0 of 2"),
-        ("3d_lpips_mean", 0.168, 0.169, "-0.001 [-0.001, -0.001], 2 of 2"),
-        ("3d_lpips_mean", 0.170, 0.169, "**worse** +0.001 [+0.001, +0.001], 0 of 2"),
+        ("3d_lpips_mean", 0.16911, 0.16914, "**equal** -0.0000 [-0.0000, -0.0000], 0 of 2"),
+        ("3d_lpips_mean", 0.1691, 0.1692, "-0.0001 [-0.0001, -0.0001], 2 of 2"),  # alike in the table of means, which has three digits
+        ("3d_lpips_mean", 0.170, 0.169, "**worse** +0.0010 [+0.0010, +0.0010], 0 of 2"),
         ("Rotation Error", 3.0, 4.5, "-1.5 [-1.5, -1.5], 2 of 2"),
-        ("IOU", 0.6, 0.7, "**worse** -0.100 [-0.100, -0.100], 0 of 2"),
+        ("IOU", 0.6, 0.7, "**worse** -0.1000 [-0.1000, -0.1000], 0 of 2"),
         ("CD", float("nan"), 0.169, "-"),
         ("Rotation Error", None, 4.5, "-"),
     ],
@@ -548,7 +550,7 @@ def test_suite_takes_rows_of_the_same_settings_from_another(small_suite, capsys,
     assert suite.taken_row("second", changed, "sharp", "car", 2) is None  # its cameras come from the variant that has changed
     path.write_text(SECOND)
     assert suite.taken_row("second", suite.load_suite("second")[1], "sharp", "car", 2)
-    monkeypatch.setattr(suite, "made_by", lambda: "others")
+    monkeypatch.setattr(suite, "made_by", lambda suite, key: "others")
     assert suite.taken_row("second", suite.load_suite("second")[1], "full", "car", 2) is None
     _, again = run_second(variants=["full"])
     assert again["full", "car", 2]["made_by"] == "others" and "taken_from" not in again["full", "car", 2]
@@ -575,6 +577,23 @@ def test_suite_keeps_going_after_a_failure(small_suite):
     path.write_text(SUITE.replace('cameras: "true"', "settings: {camerabooth: [fail]}"))
     failures, rows = run_small(variants=["sharp", "oracle"])
     assert "no outputs of relposepp for car with 2 views" in failures[0] and "asked to fail" in failures[1] and not rows
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--variants", "full", "blunt"], "no variant blunt; it has full, sharp, oracle"),
+        (["--objects", "car", "cart"], "no object cart; it has car"),
+        (["--views", "2", "5"], "no number of views 5; it has 2, 3"),
+        (["--variants", "sharp", "--views", "3"], "no run of these variants, objects and numbers of views together"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--plan"]])
+def test_suite_refuses_to_choose_what_it_has_not(small_suite, options, message, more):
+    (small_suite / "suites" / "small.yaml").write_text(SUITE.replace("views: [2]\nevaluation", "views: [2, 3]\nevaluation"))
+    with pytest.raises(InputError, match=f"suite small has {message}"):
+        suite.main(["small", *options, *more])
+    assert not (small_suite / "rows").exists()
 
 
 def test_suite_plans_extra_views_and_restricted_variants(small_suite):

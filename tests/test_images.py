@@ -123,10 +123,10 @@ BAD = {
     "cut off": (lambda s: photo(s).write_bytes(photo(s).read_bytes()[:90]), "cannot be decoded"),
     "a folder": (lambda s: (photo(s).unlink(), photo(s).mkdir()), "no such image file"),
     "dangling link": (lambda s: (photo(s).unlink(), photo(s).symlink_to("nowhere.png")), "no such image file"),
-    "no alpha": (lambda s: write(photo(s), disc()[..., :3]), "no alpha channel"),
+    "no alpha": (lambda s: write(photo(s), disc()[..., :3]), "no alpha channel.* python -m dataset.photos FOLDER --type T --name O"),
     "transparent": (lambda s: write(photo(s), disc() * np.uint8([1, 1, 1, 0])), "every pixel is transparent"),
     "other size": (lambda s: write(photo(s), disc(40)), "make all photos the same size"),
-    "not square": (lambda s: write(photo(s), disc()[:, :20]), "must be square"),
+    "not square": (lambda s: write(photo(s), disc()[:, :20]), "images/001.png: is 20 x 32 but photos must be square"),
     "same picture": (lambda s: write(photo(s, "002.png"), np.asarray(Image.open(photo(s)))), "001 and 002 are the same picture"),
     "same name": (lambda s: write(photo(s, "001.webp"), disc()), "same name with different endings"),
     "huge": (lambda s: write(photo(s), np.zeros((1, 70_000_000), np.uint8)), "too large"),
@@ -143,3 +143,5 @@ def test_bad_photos(scene, case):
 
 def test_available_objects(scene):
     assert images.available_objects(scene) == ["o"] and images.available_objects(Scene("none", "o", 1, scene.root)) == []
+    write(scene.root / "dataset/data/train/GSO_demo/mine/images/000.png", disc())
+    assert {"mine", "cactus", "teddy_bear"} <= set(images.available_objects(Scene("GSO_demo", "mine", 1, scene.root)))  # the bundled ones too

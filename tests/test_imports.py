@@ -92,6 +92,26 @@ def test_the_rule_sees_violations(tmp_path, monkeypatch):
     assert {"relposepp", "relposepp.run", "camerabooth.b", "3D_Recon.x"} <= imports_of(path) | tops(imports_of(path))
 
 
+def test_command_lines_complain_in_one_line():
+    """argparse's own parser prints its usage first; sap3d.errors has the project's."""
+    for path in [*sources(*OWN, "benchmarks"), REPOSITORY / "run_pipeline.py"]:
+        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert "argparse.ArgumentParser" not in calls and "argparse.ArgumentParser" not in imports_of(path), f"{path}: take sap3d.errors.ArgumentParser"
+
+
+def pinned_in(*names: str) -> set[str]:
+    lines = [line for name in names for line in (REPOSITORY / name).read_text().splitlines() if "==" in line]
+    return {line.split("==")[0].lower().replace("-", "_") for line in lines}
+
+
+@pytest.mark.parametrize("module", ["app.viewer", "app.jobs", "sap3d.report_page"])
+def test_the_apps_environment_has_what_it_imports(module):
+    code = f"import sys, {module}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split()
+    needed = {DISTRIBUTIONS.get(name, name).lower() for name in loaded} & pinned_in("requirements.txt")
+    assert needed <= pinned_in("requirements-app.txt", "requirements-photos.txt") | {"pillow"}  # which gradio brings, of the version that it wants
+
+
 def test_requirements_are_pinned_and_complete():
     texts = [path.read_text() for path in sorted(REPOSITORY.glob("requirements*.txt"))]  # the others are for optional parts
     lines = [line for text in texts for line in text.splitlines() if line and not line.startswith(("#", "-r "))]

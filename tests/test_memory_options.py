@@ -94,9 +94,14 @@ def test_lora_is_kept_as_personal_weights(tmp_path):
 
 
 # --- the options ------------------------------------------------------------------------------------------------------
-def test_gradient_checkpointing_gives_the_same_training():
-    (plain, first), (saving, second) = trained(trained="attention"), trained(trained="attention", gradient_checkpointing=True)
-    assert saving.unet.is_gradient_checkpointing and first["losses"] == pytest.approx(second["losses"], rel=1e-5)
+def test_gradient_checkpointing_gives_the_same_training(monkeypatch):
+    calls = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *arguments, **options: calls.append(1) or checkpoint(*arguments, **options))
+    plain, first = trained(trained="attention")
+    assert not calls
+    saving, second = trained(trained="attention", gradient_checkpointing=True)
+    assert calls and first["losses"] == pytest.approx(second["losses"], rel=1e-5)
     assert torch.allclose(predict(plain), predict(saving), atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """The parity check as one command, on the committed outputs of the references (its own first half needs their checkouts)."""
 
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import parity
 from sap3d.errors import cli
+from sap3d.scene import REPOSITORY
 from tests.published_files import PARITY
 
 
@@ -44,3 +46,20 @@ def test_an_empty_folder_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         check(monkeypatch, tmp_path)
     assert ended.value.code == 2 and "give the checkouts of the references" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    (
+        ((), "give --zero123 and --clip, --relposepp, or all three"),
+        (("--zero123", "{}"), "--zero123 and --clip go together"),
+        (("--clip", "{}"), "--zero123 and --clip go together"),
+        (("--relposepp", "{}"), "the reference cannot be loaded (No module named "),
+        (("--zero123", "{}", "--clip", "{}"), "/clip/model.py"),
+    ),
+)
+def test_references_that_are_not_there_are_one_line(tmp_path, given, says):
+    command = [sys.executable, "-m", "benchmarks.reference", *(part.format(tmp_path) for part in given), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: ") and says in done.stderr
+    assert not (tmp_path / "out").exists()

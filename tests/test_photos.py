@@ -10,6 +10,7 @@ from PIL import Image
 
 from dataset import photos
 from dataset.background import clean, problems, square_around
+from dataset.snapshots import snapshots
 from sap3d.errors import InputError
 from sap3d.images import load_input_views
 from sap3d.scene import REPOSITORY, Scene, file_hash
@@ -128,7 +129,8 @@ def test_photos_without_a_focal_length_take_the_field_of_view_of_the_others(tmp_
     assert taken == pytest.approx(known, abs=0.2)
     boxes = [np.subtract(*box_of(target / "images" / f"00{k}.png")[1::-1]) for k in range(3)]
     assert max(boxes) - min(boxes) <= 2
-    assert [line.split(":")[0] for line in record["warnings"]] == ["only some photos tell their focal length"]  # and none of sizes
+    named = [line.split(":")[0] for line in record["warnings"] if not line.startswith("with fewer than five photos")]
+    assert named == ["only some photos tell their focal length"]  # and none of sizes
     record["views"]["002"]["fov_deg"] = None  # as an import of before has it
     (target / "photos.json").write_text(json.dumps(record))
     assert import_(tmp_path / "in", tmp_path / "root", size=128)[1]["views"]["002"]["fov_deg"] == taken
@@ -220,7 +222,16 @@ def test_sizes_that_differ_are_named(tmp_path):
     save(tmp_path / "in", 1, radii=(30, 20), width=400, height=160)
     _, record, lines = import_(tmp_path / "in", tmp_path / "root", size=64)
     assert any("times as high in IMG_0.jpg as in IMG_1.jpg" in line for line in record["warnings"])
-    assert any("fewer than three" in line for line in lines)
+    assert any("fewer than five" in line for line in lines)
+
+
+def test_fewer_than_five_photos_are_warned_of(tmp_path):
+    for k in range(5):
+        save(tmp_path / "in", k)
+    assert import_(tmp_path / "in", tmp_path / "root", size=64)[1]["warnings"] == []
+    (tmp_path / "in" / "IMG_4.jpg").unlink()
+    (line,) = import_(tmp_path / "in", tmp_path / "root", size=64)[1]["warnings"]
+    assert line.startswith("with fewer than five photos") and "five to eight" in line
 
 
 def test_the_same_photos_again_are_skipped_and_others_replace_them(tmp_path):
@@ -279,14 +290,25 @@ def test_an_object_made_otherwise_is_not_replaced(tmp_path):
     assert (mine / "000.png").read_bytes() == b"precious"
 
 
-def test_command_line_says_what_to_do_next(tmp_path):
+def test_command_line_says_what_to_do_next(tmp_path, monkeypatch, capsys):
     done = subprocess.run(
         [sys.executable, "-m", "dataset.photos", str(save(tmp_path / "in")), "--type", "MINE", "--name", "toy", "--size", "64", "--root", str(tmp_path / "root")],
         cwd=REPOSITORY, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0 and "sh run_pipeline.sh MINE toy 1 0" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"then run  ROOT_DIR={tmp_path / 'root'} sh run_pipeline.sh MINE toy 1 0" in done.stdout, done.stderr
+    monkeypatch.setattr(sys, "argv", ["photos", str(tmp_path / "in"), "--type", "MINE", "--name", "toy", "--size", "64"])
+    monkeypatch.setenv("ROOT_DIR", str(tmp_path / "root"))  # the pipeline has it too
+    photos.main()
+    assert "then run  sh run_pipeline.sh MINE toy 1 0" in capsys.readouterr().out
     done = subprocess.run([sys.executable, "-m", "dataset.photos", "nowhere", "--type", "MINE", "--name", "toy"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize("count", (0, 9))
+def test_more_snapshots_than_places_are_refused(tmp_path, count):
+    with pytest.raises(InputError, match=f"1 to 8 snapshots of a mesh can be made, not {count}"):
+        snapshots(REPOSITORY / "dataset/3d_models/GSO_demo/cactus/meshes/model.obj", tmp_path / "out", count)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_bundled_network_finds_the_object(tmp_path):

@@ -145,6 +145,8 @@ def test_sigterm_leaves_a_checkpoint_of_the_step(cache, tmp_path):
     ("channels=[]", "one entry at least"), ("attention=[true]", "each level of the U-Net"), ("patch_size=5", "multiple of patch_size=5"),
     ("precision=16-mixed", "precision='16-mixed' is unknown: use one of bf16-mixed, 32-true"), ("part=all", "use one of multiplane, unet, both"),
     ("tokens=all", "tokens='all' is unknown: use one of patches, pooled"), ("trunk=vgg", "trunk='vgg' is unknown: use one of alexnet, scratch"),
+    ("latent_channels=49", "have 48 components"), ("plane_components=13", "at most latent_channels=12"), ("channels=[48,64]", "must all be multiples of 32"),
+    ("multiplane_widths=[8,18]", "multiples of 4"), ("compile=[vae]", "compile=vae is unknown"),
 ))  # fmt: skip
 def test_settings_that_cannot_be_used_are_refused(setting, message):
     with pytest.raises(InputError, match=message):

@@ -39,7 +39,7 @@ def reconstruction(**changes):
 
 
 def test_hull_holds_the_object_and_little_else():
-    silhouettes = photos.Silhouettes(list(PHOTOS.values()), photos.CameraTable(CAMERAS))
+    silhouettes = photos.Silhouettes(list(PHOTOS.values()), photos.RayCameras(CAMERAS))
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(4000, 3, generator=generator) * 1.1 - 0.55
     excess = silhouettes.excess(points)
@@ -54,9 +54,25 @@ def test_margin_grows_with_camera_errors():
     margins = []
     for error in (0, 6, 12):
         cameras = {**CAMERAS, "001": Camera.from_degrees(30 + error, 90 + error, 1.5 + error / 60)}
-        silhouettes = photos.Silhouettes(list(PHOTOS.values()), photos.CameraTable(cameras))
+        silhouettes = photos.Silhouettes(list(PHOTOS.values()), photos.RayCameras(cameras))
         margins.append(silhouettes.margin(box(0.55), 0.001, 0.15))
     assert margins[0] < margins[1] < margins[2] and margins[0] < 0.02
+
+
+def test_photos_without_a_common_object_are_one_line():
+    """One shows it at the top, the other at the bottom: whatever margin outlines are given, no point lies in both."""
+    high, low = np.zeros((2, 64, 64, 4), np.float32)
+    high[2:12, 24:40], low[52:62, 24:40] = 1, 1
+    run = optimise.Reconstruction({"000": high, "001": low}, {"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(0, 90)}, tiny_config(sds=False))
+    with pytest.raises(InputError, match="000, 001 have no object in common"):
+        run.one_step()
+
+
+def test_a_fit_that_diverges_is_one_line(monkeypatch):
+    run = reconstruction(sds=False)
+    monkeypatch.setattr(run, "losses", lambda share: {"rgb": torch.tensor(float("nan"), requires_grad=True)})
+    with pytest.raises(InputError, match="diverged by step 0"):
+        run.one_step()
 
 
 def test_cropped_photos_do_not_carve_outside_their_frame():
@@ -65,7 +81,7 @@ def test_cropped_photos_do_not_carve_outside_their_frame():
     cropped[:, 8:] = 1
     point = torch.tensor([[0.0, 1.2, 0.0]])  # right of the picture of a camera at azimuth 0
     for image, judged in ((whole, True), (cropped, False)):
-        silhouettes = photos.Silhouettes([image], photos.CameraTable({"000": Camera.from_degrees(0, 0)}))
+        silhouettes = photos.Silhouettes([image], photos.RayCameras({"000": Camera.from_degrees(0, 0)}))
         assert (silhouettes.excess(point).item() > 0.1) == judged
 
 

@@ -127,7 +127,7 @@ def test_wrong_shapes_raise():
 @pytest.mark.parametrize("elevation,azimuth", [(0, 0), (30, 90), (-45, 200), (89, 300)])
 def test_camera_table_agrees_with_the_conventions(elevation, azimuth):
     camera = Camera.from_degrees(elevation, azimuth, 1.3)
-    table = photos.CameraTable({"000": camera})
+    table = photos.RayCameras({"000": camera})
     local = photos.pixel_grid(5)
     origins, directions = table.rays(local, torch.zeros(25, dtype=torch.long))
     expected = rays(camera.camera_from_world(), camera.fov_rad, 5, 5)
@@ -136,7 +136,7 @@ def test_camera_table_agrees_with_the_conventions(elevation, azimuth):
 
 
 def test_camera_corrections_keep_the_gauge():
-    table = photos.CameraTable({"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90)})
+    table = photos.RayCameras({"000": Camera.from_degrees(0, 0), "001": Camera.from_degrees(30, 90)})
     assert table.current()["001"].azimuth_deg == pytest.approx(90, abs=1e-4)
     table.delta.data[:] = 0.1
     current = table.current()

@@ -96,6 +96,23 @@ def test_scale_comes_from_the_hull_where_there_are_photos_enough():
     assert two.radius == pytest.approx([1.0, 2.0])  # on average the protocol's distance
 
 
+@pytest.mark.parametrize("case", ["no common height", "faint", "thin"])
+def test_photos_that_say_little_have_finite_measures(case):
+    photos = np.zeros((2, 128, 128, 4), np.float32)
+    photos[..., :3] = 0.4
+    if case == "no common height":
+        photos[0, 10:40, 40:80, 3], photos[1, 90:120, 40:80, 3] = 1, 1
+    elif case == "faint":
+        photos[:, 40:90, 40:90, 3] = 0.2
+    else:
+        photos[:, 20:110, 63, 3] = 0.25
+    consistency = Consistency(list(photos))
+    measures = consistency.measures(np.zeros((1, 2)), np.array([[0.0, 1.0]]), np.full((1, 2), RADIUS))
+    assert np.isfinite(measures).all()
+    if case == "faint":
+        assert consistency.missed(np.zeros(2), np.array([0.0, 1.0]), np.full(2, RADIUS)) < 0.2  # the object is seen at all
+
+
 @pytest.fixture
 def scene(tmp_path, monkeypatch):
     monkeypatch.setenv("ROOT_DIR", str(tmp_path))

@@ -10,7 +10,7 @@ import yaml
 from relposepp.config import RelPoseConfig
 from relposepp.handheld import ELEVATION_DEG, Handheld, walks
 from relposepp.run import main
-from relposepp.tangency import Slack, Tangency, axes_of
+from relposepp.tangency import Slack, Tangency, axes_of, likely_radius
 from sap3d.cameras import FOV_RAD, Camera, rotation_angle_deg, turn_matrix
 from sap3d.errors import InputError
 from sap3d.images import fields_of_view, load_input_views, save_image, turn_photo
@@ -59,7 +59,7 @@ def test_unknown_turns_explain_what_exact_aims_cannot():
     assert exact.cost[0] > 3 and free.cost[0] < 0.5 and exact.turn.abs().max() == 0
     assert free.turn.abs().max() < 0.06  # not more than beliefs allow
     stiff = scene.solve(*tensors(4), range(4), steps=12, slack=Slack(aim=0.02))
-    assert stiff.turn[..., 2].abs().max() == 0  # roll only where it is allowed
+    assert stiff.turn[..., 2].abs().max() == 0 and torch.isfinite(stiff.cost).all()  # roll only where it is allowed
 
 
 def test_starts_are_photos_somebody_would_take():
@@ -72,6 +72,7 @@ def test_starts_are_photos_somebody_would_take():
     degrees = np.deg2rad([[0, 80, 170, -100], [0, -80, -170, 100], [0, 80, 40, 170], [0, 170, -20, 150]])
     assert walks(degrees).tolist() == [True, True, False, False]  # the last goes around more than once
     assert radius[0, 0] == 1.5 and 1.7 < radius[0, 2] < 2  # narrower: from further away
+    assert likely_radius(np.deg2rad([20.0]))[0] == likely_radius(np.deg2rad([28.0]))[0] < 3
 
 
 def test_one_photo_by_hand_is_as_far_away_as_its_field_of_view_says():

@@ -65,10 +65,15 @@ def test_so3_search_runs(scene):
     assert len(cameras) == 3 and cameras["000"].azimuth_deg == 0
 
 
-@pytest.mark.parametrize("change", [{"search": "x"}, {"precision": "int4"}, {"hypotheses": 0}, {"elevation_range_deg": (50.0, 10.0)}, {"weights": "/nowhere"}, {"device": "tpu"}])
-def test_bad_settings_are_one_line(scene, change):
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    "change, named",
+    [({"search": "x"}, "search"), ({"precision": "int4"}, "precision"), ({"hypotheses": 0}, "hypotheses"), ({"elevation_range_deg": (50.0, 10.0)}, "elevation_range_deg"),
+     ({"weights": "/nowhere"}, "/nowhere"), ({"device": "tpu"}, "device")],
+)  # fmt: skip
+def test_bad_settings_are_one_line(scene, change, named):
+    with pytest.raises(InputError, match=named) as error:
         main(scene(2), RelPoseConfig(**change))
+    assert "\n" not in str(error.value)
 
 
 def test_bad_scenes_are_one_line(scene, tmp_path):

@@ -13,7 +13,9 @@ import yaml
 from sap3d import scene as scenes
 from sap3d.cameras import Camera
 from sap3d.errors import InputError
-from sap3d.scene import REPOSITORY, Scene, atomic_dir, atomic_path, completion_record, file_hash, read_cameras, read_confidence, read_json, stage_complete, write_cameras, write_json
+from sap3d.scene import (
+    REPOSITORY, Scene, atomic_dir, atomic_path, cameras_of, completion_record, file_hash, objects_by_type, read_cameras, read_confidence, read_json, stage_complete, write_cameras, write_json,
+)  # fmt: skip
 
 
 # --- names and paths --------------------------------------------------------------------------------------------------
@@ -34,6 +36,16 @@ def test_root_comes_from_the_environment(monkeypatch, tmp_path):
     assert Scene("T", "o", 1).root == REPOSITORY
     monkeypatch.setenv("ROOT_DIR", str(tmp_path))
     assert Scene("T", "o", 1).root == tmp_path.resolve()
+
+
+def test_objects_are_those_that_a_scene_finds(tmp_path):
+    """Below the root and in the repository: a folder of the root's own stands in for a bundled one of that name."""
+    for folder in ("T/o/images", "GSO_demo/mine/images", "GSO_demo/cactus/masks", "T/empty", "T/.o.tmp-12345678/images", ".hidden/o/images"):
+        (tmp_path / "dataset/data/train" / folder).mkdir(parents=True)
+    bundled = {path.parent.name for path in (REPOSITORY / "dataset/data/train/GSO_demo").glob("*/images")}
+    found = objects_by_type(tmp_path)
+    assert found["T"] == ["o"] and found["GSO_demo"] == sorted(bundled - {"cactus"} | {"mine"}) and ".hidden" not in found
+    assert all((Scene(type_, name, 1, tmp_path).train_dir / "images").is_dir() for type_ in found for name in found[type_])
 
 
 @pytest.mark.parametrize("name", ("", ".", "..", "a/b", "/a", "../a", "a\\b", "a..b", ".hidden", "-option", "a b", "a\n", "é", "x" * 200, "a\0", "$(x)", None, 3))
@@ -87,8 +99,11 @@ def test_impossible_cameras(tmp_path, entry, value):
 
 
 def test_missing_camera_file(tmp_path):
-    with pytest.raises(InputError, match="no such camera file"):
+    with pytest.raises(InputError, match="no such camera file; run the stage that writes it first"):
         read_cameras(tmp_path / "cameras.yaml")
+    for read in (lambda path: read_cameras(path, "correct the path"), lambda path: cameras_of(path, ["000"], "correct the path")):
+        with pytest.raises(InputError, match="no such camera file; correct the path$"):
+            read(tmp_path / "cameras.yaml")
 
 
 # --- atomic writes ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Mirror planes: mirrored cameras and photos, the search for the plane, and what the stages make of it."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,11 +128,21 @@ def test_two_photos_need_colours_that_bear_the_plane_out(views, missed, colours,
     """Their outlines allow nearly any plane; those of three do not."""
 
     class Found:
+        photos = SimpleNamespace(missed=lambda *pose: 0.0)
+
         def best(self, *pose):
             return MirrorPlane(PLANE, missed, colours)
 
     plane, facts = accepted_plane(Found(), CAMERAS[:views])
     assert plane == (PLANE if accepted else None) and facts["mirror_plane"]["colours"] == colours
+
+
+def test_cameras_that_explain_nothing_have_no_plane(symmetric):
+    """With a hull that is empty, or nearly so, no plane makes it any emptier."""
+    wrong = [camera.with_azimuth_offset(offset) for camera, offset in zip(CAMERAS[:3], (0.0, 0.6, -1.1))]
+    symmetry = Symmetry([np.roll(photo, shift, 0) for photo, shift in zip(symmetric[:3], (0, 40, -40))])
+    plane, facts = accepted_plane(symmetry, wrong)
+    assert facts["mirror_plane"]["missed"] <= ACCEPTED_MISSED and plane is None
 
 
 def test_what_two_photos_of_a_mirrored_object_show_is_accepted(symmetric):

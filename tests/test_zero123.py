@@ -91,7 +91,7 @@ def test_patch_autoencoder_scales_its_latents():
 def test_encoding_targets_is_differentiable(model):
     images = smooth_images(1).requires_grad_(True)
     model.encode_target(images).square().sum().backward()
-    assert images.grad.abs().min() >= 0 and float(images.grad.abs().sum()) > 0
+    assert (images.grad.abs().amax(1) > 0).float().mean() > 0.9  # of all pixels
     assert torch.equal(model.encode_target(smooth_images(2, 64)), model.encode_target(torch.nn.functional.interpolate(smooth_images(2, 64), (32, 32), mode="bilinear", antialias=True)))
 
 

@@ -11,7 +11,7 @@ from sap3d.cameras import protocol_test_cameras
 from sap3d.config import as_dict, resolve_device
 from sap3d.errors import InputError, cli
 from sap3d.images import input_files, load_input_views
-from sap3d.scene import Scene, cameras_of, completion_record, fingerprint, read_mirror_plane, read_turns, stage_complete, write_cameras, write_json
+from sap3d.scene import BUNDLED_ZERO123, Scene, cameras_of, completion_record, fingerprint, read_mirror_plane, read_turns, stage_complete, write_cameras, write_json
 from sap3d.stage import run_stage
 from sap3d.tensorboard import EventLog, scene_log_folder
 
@@ -83,10 +83,10 @@ def _reconstruction(scene, config, photos, cameras):
     novel_views = load_novel_views(scene.nvs_dir / "preds", list(protocol_test_cameras())) if config.warm_start else None
     model = None
     if config.sds:
-        from sap3d.zero123 import BUNDLED, load_personal, load_zero123
+        from sap3d.zero123 import load_personal, load_zero123
         from sap3d.zero123.memory import DTYPES, check_card, prepare
 
-        check_card(Path(config.model or BUNDLED), device, "sds")
+        check_card(Path(config.model or BUNDLED_ZERO123), device, "sds")
         model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
         prepare(model, device, config.vae_slicing, config.offload)
         model.requires_grad_(False)

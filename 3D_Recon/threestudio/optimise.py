@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sap3d.cameras import Camera
+from sap3d.errors import one_line
 from sap3d.field.fit import PhotoFit
 from sap3d.field.photos import camera_rays
 from sap3d.field.rendering import render
@@ -20,6 +21,9 @@ from sap3d.scene import atomic_path
 
 from .config import ReconConfig
 from .prior import Guidance, Likeness, backward_in_tiles
+
+
+_STATE = {"fingerprint", "step", "level", "seconds", "history", "field", "delta", "errors", "optimiser", "occupancy", "seeing"}  # of a checkpoint
 
 
 class Reconstruction(PhotoFit):
@@ -147,9 +151,11 @@ class Reconstruction(PhotoFit):
         """Take up the state of a checkpoint; False (and nothing changed) when it is damaged or of another run."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            if state["fingerprint"] != fingerprint:
+            if state["fingerprint"] != fingerprint or not _STATE <= state.keys():
                 return False
-        except Exception:  # a damaged file raises nearly anything; the run then starts from the beginning
+        except Exception as error:  # a damaged file raises nearly anything; the run then starts from the beginning
+            if one_line(error) is not None:  # too little memory, no permission: the steps are not lost
+                raise
             return False
         self.step, self.seconds, self.history, self.errors = state["step"], state["seconds"], state["history"], state["errors"]
         self.level = state["level"]

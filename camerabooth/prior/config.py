@@ -105,6 +105,19 @@ class PriorConfig:
             raise InputError(f"attention={self.attention} and channels={self.channels} must have an entry for each level of the U-Net")
         if self.image_size % self.patch_size:
             raise InputError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
+        if self.latent_channels > 3 * self.patch_size**2:
+            raise InputError(f"latent_channels={self.latent_channels}: patches of {self.patch_size} x {self.patch_size} pixels have {3 * self.patch_size**2} components; lower it")
+        if self.plane_components > self.latent_channels:
+            raise InputError(f"plane_components={self.plane_components} must be at most latent_channels={self.latent_channels}")
+        # Normalisations work on groups of channels (sap3d/zero123/build.py, multiplane.py).
+        groups = min(32, self.channels[0])
+        if any(width % groups for width in self.channels):
+            raise InputError(f"channels={self.channels} must all be multiples of {groups}")
+        if any(width % 4 or width % min(8, width // 4) for width in self.multiplane_widths):
+            raise InputError(f"multiplane_widths={self.multiplane_widths} must all be multiples of 4, and from 32 on of 8")
+        unknown = set(self.compile) - {"composite", "renderer", "unet"}
+        if unknown:
+            raise InputError(f"compile={sorted(unknown)[0]} is unknown: use composite, renderer or unet")
 
 
 def settings_apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:

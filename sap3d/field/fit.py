@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from sap3d.cameras import RADIUS, Camera, protocol_test_cameras
+from sap3d.errors import InputError
 from sap3d.field.fields import FIELDS
-from sap3d.field.photos import CameraTable, PixelBank, Silhouettes, hull_bounds, pixel_bank
+from sap3d.field.photos import RayCameras, PixelBank, Silhouettes, hull_bounds, pixel_bank
 from sap3d.field.regularisers import distortion, opacity_entropy
 from sap3d.field.rendering import Occupancy, ray_box, render, sample_distances
 from sap3d.field.seeing import count_seeing, prior_weight
@@ -38,13 +39,13 @@ class PhotoFit:
                  novel_views: Mapping[str, np.ndarray] | None = None):  # fmt: skip
         self.config, self.device = config, device
         self.images = list(photos.values())
-        table = CameraTable({name: cameras[name] for name in photos})
+        table = RayCameras({name: cameras[name] for name in photos})
         self.mirrored = self.mirrored_cameras = None
         mirrored, mirrored_cameras = mirrored_views(photos, cameras, mirror_plane if config.photos and config.mirror_weight > 0 else None)
         self.given = {**photos, **mirrored}, {**cameras, **mirrored_cameras}  # photos and cameras by name, mirrored ones too
         self.mirrored_images = list(mirrored.values())
         if mirrored:
-            self.mirrored_cameras = CameraTable(mirrored_cameras).to(device)
+            self.mirrored_cameras = RayCameras(mirrored_cameras).to(device)
 
         whole = torch.tensor([[-config.box] * 3, [config.box] * 3])
         if config.photos:
@@ -68,7 +69,7 @@ class PhotoFit:
         self.novel = self.novel_cameras = None
         if novel_views:
             protocol = protocol_test_cameras()
-            self.novel_cameras = CameraTable({name: protocol[name] for name in novel_views}).to(device)
+            self.novel_cameras = RayCameras({name: protocol[name] for name in novel_views}).to(device)
             opaque = [np.concatenate([image, np.ones_like(image[..., :1])], -1) for image in novel_views.values()]
             self.novel_all = pixel_bank(opaque, config.warm_start_size).to(device)
 
@@ -96,7 +97,10 @@ class PhotoFit:
 
         losses = self.losses(share)
         if losses:
-            torch.stack(list(losses.values())).sum().backward()
+            total = torch.stack(list(losses.values())).sum()
+            if self.step % OCCUPANCY_EVERY == 0 and not torch.isfinite(total):
+                raise InputError(f"the fit of the field diverged by step {self.step}; lower learning_rate={config.learning_rate:g}")
+            total.backward()
         losses.update(self.add_gradients(share))
         for parameter in self.field.parameters():
             if parameter.grad is None:
@@ -141,13 +145,15 @@ class PhotoFit:
             groups.append({"params": [self.cameras.delta], "base": config.camera_rate})
         self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         self.photo_pixels = self._in_reach(pixel_bank(self.images, config.photo_sizes[level]).to(self.device), self.start_cameras)
+        if not len(self.photo_pixels):
+            raise InputError(f"the outlines of the photos {', '.join(self.start_cameras.names)} have no object in common with these cameras; look at the masks and at the cameras (docs/PHOTOS.md)")
         if self.mirrored_cameras is not None:
             self.mirrored = self._in_reach(pixel_bank(self.mirrored_images, config.photo_sizes[level]).to(self.device), self.mirrored_cameras)
         if self.novel_cameras is not None:
             self.novel = self._in_reach(self.novel_all, self.novel_cameras)
 
     @torch.no_grad()
-    def _in_reach(self, bank: PixelBank, cameras: CameraTable) -> PixelBank:
+    def _in_reach(self, bank: PixelBank, cameras: RayCameras) -> PixelBank:
         """The pixels whose rays meet an allowed cell; all others see white whatever the field holds."""
         hits = []
         step = 2 * float(self.occupancy.cell.min())

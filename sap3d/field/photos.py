@@ -13,7 +13,7 @@ from sap3d.cameras import Camera
 from sap3d.images import composite_white, resize
 
 
-class CameraTable(torch.nn.Module):
+class RayCameras(torch.nn.Module):
     """Look-at cameras as tensors, with small corrections of polar angle, azimuth and radius as parameters.
 
     ``delta`` (N, 3) is zero at first and zero is the identity. The first view's azimuth is never corrected: it is the
@@ -63,7 +63,7 @@ def pixel_grid(size: int) -> torch.Tensor:
 
 def camera_rays(camera: Camera, size: int, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """World origins and directions (size * size, 3) of a camera's pixels, row by row."""
-    table = CameraTable({"camera": camera})
+    table = RayCameras({"camera": camera})
     origins, directions = table.rays(pixel_grid(size), torch.zeros(size * size, dtype=torch.long))
     return origins.to(device), directions.to(device)
 
@@ -105,7 +105,7 @@ class Silhouettes:
     any other shows the whole object, so that what lies out of its frame is not object.
     """
 
-    def __init__(self, images: list[np.ndarray], cameras: CameraTable, size: int = 128):
+    def __init__(self, images: list[np.ndarray], cameras: RayCameras, size: int = 128):
         from scipy.ndimage import distance_transform_edt
 
         masks = [resize(image, min(size, image.shape[0]))[..., 3] for image in images]

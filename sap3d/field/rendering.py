@@ -56,14 +56,13 @@ def sample_distances(near, far, step: float, generator: torch.Generator | None) 
 class Occupancy:
     """Which cells of the field's box can hold matter, and how much at least: a cache that lets the renderer skip.
 
-    ``allowed`` (G, G, G) bool, axes x, y, z: cells outside it are empty by decree (the photos' silhouettes exclude
+    ``allowed`` (X, Y, Z) bool: cells outside it are empty by decree (the photos' silhouettes exclude
     them), and the renderer treats the density there as zero.
     """
 
     def __init__(self, bounds: torch.Tensor, allowed: torch.Tensor, threshold: float = 0.3):
         self.bounds, self.allowed, self.threshold = bounds, allowed, threshold
-        self.resolution = torch.tensor(allowed.shape, device=bounds.device)
-        self.cell = (bounds[1] - bounds[0]) / self.resolution
+        self.cell = (bounds[1] - bounds[0]) / torch.tensor(allowed.shape, device=bounds.device)
         self.occupied = allowed.clone()
         self.floor = torch.zeros_like(allowed, dtype=torch.float32)  # half the least density found in the cell
 

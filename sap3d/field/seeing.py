@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from sap3d.field.photos import CameraTable, pixel_grid
+from sap3d.field.photos import RayCameras, pixel_grid
 from sap3d.field.rendering import Occupancy, Rendering, render
 
 
 @torch.no_grad()
-def count_seeing(field, occupancy: Occupancy, cameras: CameraTable, size: int = 64) -> torch.Tensor:
+def count_seeing(field, occupancy: Occupancy, cameras: RayCameras, size: int = 64) -> torch.Tensor:
     """How many photos see each cell (X, Y, Z) float: those whose rays reach it, give or take two cells."""
     device = occupancy.bounds.device
     index = occupancy.occupied.nonzero()

@@ -1,9 +1,4 @@
-"""Weights of a diffusers module stored in 8 bits: half the size of float16, for weights that travel with a repository.
-
-Each matrix and convolution kernel is rounded to 255 steps between minus and plus the largest magnitude of each output
-channel (symmetric quantisation, Jacob et al., arXiv 1712.05877, section 2.1); vectors stay in float16. It is a way to
-store, not to compute: loading gives float32 weights.
-"""
+"""Weights of a diffusers module stored in shards, matrices and convolution kernels in 8 bits (sap3d/quantise.py), vectors in float16; loading gives float32."""
 
 from __future__ import annotations
 
@@ -13,16 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sap3d.quantise import quantise, restored
+
 PATTERN = "int8-*.safetensors"
 _SCALE = ".int8_scale"
 _SHARD_BYTES = 15_000_000
-
-
-def quantise(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 of the tensor's shape and float32 scales (channels,) of its first dimension."""
-    scale = tensor.float().flatten(1).abs().amax(1) / 127
-    steps = tensor.float() / scale.clamp_min(1e-30).view(-1, *[1] * (tensor.ndim - 1))
-    return steps.round().clamp(-127, 127).to(torch.int8), scale
 
 
 def save_int8(module: nn.Module, folder: Path) -> None:
@@ -54,11 +44,7 @@ def load_int8(cls, folder: Path) -> nn.Module:
     stored: dict[str, Tensor] = {}
     for file in files:
         stored.update(load_file(file))
-    scales = {name[: -len(_SCALE)]: stored.pop(name) for name in list(stored) if name.endswith(_SCALE)}
-    for name, scale in scales.items():
-        if name not in stored or stored[name].ndim < 2 or len(scale) != len(stored[name]):
-            raise ValueError(f"{name}: scales without weights of their size")
-    weights = {name: tensor.float() * scales[name].view(-1, *[1] * (tensor.ndim - 1)) if name in scales else tensor.float() for name, tensor in stored.items()}
+    weights = restored(stored, _SCALE)
     module = cls.from_config(cls.load_config(folder))
     expected = module.state_dict()
     for name in sorted(expected.keys() ^ weights.keys()):

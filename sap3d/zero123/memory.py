@@ -33,7 +33,8 @@ def prepare(model: Zero123, device: str, vae_slicing: bool = False, offload: boo
     for part in model.children():
         if not any(part is idle for idle in model.offloaded):
             part.to(device)
-    model.alphas_cumprod = model.alphas_cumprod.to(device)
+    for name, value in model.named_buffers(recurse=False):
+        setattr(model, name, value.to(device))
     return model
 
 

@@ -7,7 +7,7 @@ a folder in diffusers' format: unet/, vae/, image_encoder/, cc_projection/, sche
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Sequence
@@ -22,7 +22,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
-from sap3d.errors import InputError, first_line
+from sap3d.errors import InputError, first_line, one_line
 from sap3d.scene import BUNDLED_ZERO123, atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
@@ -31,7 +31,6 @@ from sap3d.zero123.int8 import load_int8, save_int8
 from sap3d.zero123.multiplane import MultiplaneRenderer
 from sap3d.zero123.sweep import PlaneSweep
 
-BUNDLED = BUNDLED_ZERO123
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 diffusers_logging.disable_progress_bar()  # a bar for the shards of a small file tells nobody anything
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchPCAAutoencoder": PatchPCAAutoencoder}
@@ -165,6 +164,10 @@ class Zero123(nn.Module):
         if idle and not stay:
             part.to("cpu")
 
+    def _exact_patches(self):
+        """Full precision for the patch autoencoder, two matrix products whose images bfloat16 would round to 1/256; the learned one is left as it is."""
+        return torch.autocast(self.device.type, enabled=False) if isinstance(self.vae, PatchPCAAutoencoder) else nullcontext()
+
     # --- images and latents ---------------------------------------------------------------------------------------
     def encode_target(self, images: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) of target images; differentiable with respect to the images."""
@@ -172,7 +175,7 @@ class Zero123(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [0, 1] of scaled latents."""
-        with self.awake(self.vae, stay=torch.is_grad_enabled() and latents.requires_grad):
+        with self.awake(self.vae, stay=torch.is_grad_enabled() and latents.requires_grad), self._exact_patches():
             images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
@@ -196,7 +199,7 @@ class Zero123(nn.Module):
     def _encode(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, S, S), got {tuple(images.shape)}")
-        with self.awake(self.vae, stay=torch.is_grad_enabled() and images.requires_grad):
+        with self.awake(self.vae, stay=torch.is_grad_enabled() and images.requires_grad), self._exact_patches():
             return self.vae.encode((self._resized(images) * 2 - 1).to(self.vae.dtype)).latent_dist.mode()
 
     def _resized(self, images: Tensor) -> Tensor:
@@ -402,7 +405,7 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
 
     Raises InputError naming the folder and what is missing or does not fit.
     """
-    folder = Path(folder) if folder else BUNDLED
+    folder = Path(folder) if folder else BUNDLED_ZERO123
     index_path = folder / "model_index.json"
     if not index_path.is_file():
         raise InputError(f"{folder}: not a Zero-1-to-3 folder (no model_index.json); give a folder in diffusers' format, or make one: python -m sap3d.weights convert {folder}")
@@ -421,11 +424,11 @@ def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.d
         multiplane = _load(MultiplaneRenderer, folder / "multiplane", dtype) if "multiplane" in index else None
         gain = torch.tensor(index["correction_gain"]) if "correction_gain" in index else None
         model = Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane, gain).to(device, dtype).eval()
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
     except Exception as error:  # safetensors raises its own class for damaged files
+        if one_line(error) is not None:  # too little memory, no permission: nothing that is wrong with the folder
+            raise
+        if isinstance(error, (OSError, KeyError, ValueError, RuntimeError, TypeError)):
+            raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
         raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
     model.alphas_cumprod = scheduler.alphas_cumprod.float().to(device)  # the noise schedule is never rounded
     return model
@@ -437,9 +440,9 @@ def load_multiplane(folder: Path) -> MultiplaneRenderer:
         raise InputError(f"{folder}: no renderer of first guesses there (multiplane/config.json); python -m camerabooth.prior.train part=multiplane trains one and --export writes it")
     try:
         return _load(MultiplaneRenderer, Path(folder) / "multiplane", torch.float32)
-    except InputError:
-        raise
     except Exception as error:  # safetensors raises its own class for damaged files
+        if one_line(error) is not None:
+            raise
         raise InputError(f"{folder}: damaged renderer ({type(error).__name__}: {first_line(error)}); export it again") from None
 
 

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sap3d.errors import InputError, first_line
+from sap3d.errors import InputError, first_line, one_line
 from sap3d.scene import atomic_path
 from sap3d.zero123.lora import DOWN, add_lora
-from sap3d.zero123.model import Zero123, load_zero123
+from sap3d.zero123.model import Zero123
 
 FILE = "personal.safetensors"
 
@@ -35,13 +35,12 @@ def save_personal(path: Path, model: Zero123, trained: list[str], base_hash: str
         save_file(tensors, temporary, metadata={"base": base_hash})  # one entry: the order of several is random in the file
 
 
-def load_personal(folder: Path, device: str = "cpu", base: Zero123 | None = None, base_folder: Path | None = None) -> Zero123:
-    """The base model with the personal tensors of ``folder`` put in; the base alone when stage 2 trained nothing.
+def load_personal(folder: Path, base: Zero123) -> Zero123:
+    """``base`` with the personal tensors of ``folder`` put in; as it was when stage 2 trained nothing.
 
     Raises InputError when the file is damaged or belongs to another base model.
     """
-    model = base or load_zero123(base_folder, device)
-    path = Path(folder) / FILE
+    model, path = base, Path(folder) / FILE
     if not path.is_file():
         return model
     try:
@@ -49,6 +48,8 @@ def load_personal(folder: Path, device: str = "cpu", base: Zero123 | None = None
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except Exception as error:
+        if one_line(error) is not None:
+            raise
         raise InputError(f"{path}: damaged personal weights ({first_line(error)}); delete the folder and run stage 2 again") from None
     if metadata.get("base") != weights_hash(model):
         raise InputError(f"{path}: was trained from another base model, or one loaded with another weights_dtype; use the same in all stages or run stage 2 again")

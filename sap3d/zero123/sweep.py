@@ -46,7 +46,8 @@ class PlaneSweep(nn.Module):
         batch, count, _, size, _ = ink.shape
         patch = vae.config.patch_size
         cells = size // patch
-        where = target_planes_in_condition(pose.flatten(0, 1).float(), self.offsets, size)  # (B M, K, S, S, 2)
+        with torch.autocast(ink.device.type, enabled=False):  # bfloat16 would move places by half a pixel
+            where = target_planes_in_condition(pose.flatten(0, 1).float(), self.offsets, size)  # (B M, K, S, S, 2)
         warped = F.grid_sample(ink.flatten(0, 1).float(), where.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False)  # (B M, 4, K S, S)
         described = F.conv2d(warped, *(part.float() for part in self.kernel(vae)), stride=patch).float()  # (B M, C, K h, w)
         described = described.view(batch, count, -1, self.planes, cells, cells).transpose(2, 3)
