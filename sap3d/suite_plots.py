@@ -67,14 +67,15 @@ def view_curve(rows: Sequence[dict], variant: str, key: str) -> Curve:
 
 
 def cost_points(suite: Suite, rows: Sequence[dict]) -> list[Cost]:
-    """A point a variant and number of photos, over the objects that all of the suite's measured variants have at that number.
+    """A point a variant and number of photos, over the objects that all variants in it have at that number.
 
-    Numbers of photos with fewer than half as many such objects as the most frequent one are left out, as in ``view_curve``.
+    Variants with fewer than half as many objects as the one with most are left out, and so are numbers of photos, as in ``view_curve``.
     """
     points = []
     for views in sorted({row["result"]["views"] for row in rows}):
         found = {key: {result["NAME"]: result for result in select(rows, key, views) if _has_costs(result)} for key in suite.variants}
-        found = {key: results for key, results in found.items() if results}
+        enough = max(len(results) for results in found.values()) / 2
+        found = {key: results for key, results in found.items() if results and len(results) >= enough}
         common = set.intersection(*(set(results) for results in found.values())) if found else set()
         for key, results in found.items():
             chosen = [results[name] for name in sorted(common)]

@@ -49,6 +49,8 @@ def test_costs_compare_variants_on_the_objects_that_they_share():
     assert ("full", 1) in points  # half as many objects as with 5 photos; with a third object there it would be too few
     rows += [made("c", 5, variant, 10.0, 5.0) for variant in ("full", "base")]
     assert {point.views for point in suite_plots.cost_points(loaded, rows)} == {5}
+    rows.append(made("a", 5, "later", 10.0, 5.0))  # one object of three: it would leave the others one, too
+    assert {(point.variant, point.quality["3d_psnr_mean"].count) for point in suite_plots.cost_points(loaded, rows)} == {("full", 3), ("base", 3)}
 
 
 def test_pictures_are_small_embedded_and_written_only_when_they_change(tmp_path):
