@@ -24,7 +24,7 @@ from sap3d.cameras import Camera, azimuths_from_first, rotation_angle_deg
 from sap3d.config import add_scene_arguments, check_limits, load_config
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.field.fit import PhotoFit
-from sap3d.field.photos import RayCameras, PixelBank, pixel_bank
+from sap3d.field.photos import PixelBank, RayCameras, pixel_bank
 from sap3d.field.rendering import render
 from sap3d.field.settings import FitSettings
 from sap3d.field.views import render_view

@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from relposepp.tangency import axes_of, likely_radius
 from sap3d.cameras import FOV_RAD
 from sap3d.errors import InputError, first_line
-from sap3d.quantise import quantise, restored
+from sap3d.quantise import SCALE, quantise, restored
 
 BUNDLED = Path(__file__).parent / "weights" / "judge"
 TANGENT = float(np.tan(FOV_RAD / 2))
 KNOWN_RADIUS = (1.2, 1.9)  # distances from the object like those it was trained on, object lengths
-SCALE = ".scale"  # suffix of the scales of matrices in 8 bits
 GEOMETRY = 9  # numbers that describe a hypothesis (``PairJudge._cells``)
 
 
@@ -321,7 +320,7 @@ def load_judge(folder: Path | str | None = None, device: str = "cpu") -> PairJud
     try:
         values = json.loads((folder / "config.json").read_text())
         judge = PairJudge(JudgeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
-        judge.load_state_dict(restored(load_file(folder / "model.safetensors"), SCALE))
+        judge.load_state_dict(restored(load_file(folder / "model.safetensors")))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}: not weights of this judge ({first_line(error)})") from None
     except Exception as error:  # safetensors raises its own type for damaged files

@@ -20,7 +20,7 @@ from relposepp.config import NetworkConfig
 from sap3d.alexnet import IMAGENET_MEAN, IMAGENET_STD, alexnet_tokens
 from sap3d.cameras import RADIUS
 from sap3d.errors import InputError, first_line
-from sap3d.quantise import quantise, restored
+from sap3d.quantise import SCALE, quantise, restored
 
 TINY_WEIGHTS = Path(__file__).resolve().parent / "weights" / "tiny"
 ELEVATION_RANGE_DEG = (-60.0, 80.0)
@@ -284,7 +284,6 @@ class RelPose(nn.Module):
 
 
 LARGE = 1_000_000  # a matrix of more entries is stored in 8 bits (sap3d/quantise.py)
-SCALE = ".scale"  # suffix of its scales
 
 
 def save_network(folder: Path, network: RelPose, half: bool = True) -> None:
@@ -326,7 +325,7 @@ def load_network(folder: Path | str | None = None, device: str = "cpu", precisio
         values["translation_widths"] = tuple(values["translation_widths"])
         network = RelPose(NetworkConfig(**values))
         state = load_file(folder / "model.safetensors")
-        network.load_state_dict(restored(state, SCALE))
+        network.load_state_dict(restored(state))
     except InputError as error:
         raise InputError(f"{folder}/config.json: {error}") from None
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -45,8 +45,9 @@ def main(scene: Scene, config: RelPoseConfig) -> Path:
     if stage_complete(record, as_dict(config), inputs, [output]):
         return output
 
-    if config.taken == "anywhere" and (given or handheld or not config.rerank or len(photos) < 2):
-        reason = "cameras are given" if given else "the photos are taken by hand" if handheld else "rerank=false" if not config.rerank else "there is one photo"
+    idle = {"cameras are given": given, "the photos are taken by hand": handheld, "rerank=false": not config.rerank, "there is one photo": len(photos) < 2}
+    reason = next((reason for reason, holds in idle.items() if holds), "")
+    if config.taken == "anywhere" and reason:
         print(f"warning: {scene.object}: relpose.taken=anywhere changes nothing here: {reason}", file=sys.stderr)
     if given is not None:
         with completion_record(record, "relposepp", as_dict(config), inputs):

@@ -10,6 +10,8 @@ from typing import Mapping
 
 from torch import Tensor, int8
 
+SCALE = ".scale"  # suffix of the names of scales
+
 
 def quantise(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """int8 of the tensor's shape (at least two dimensions) and float32 scales (channels,) of its first dimension."""
@@ -18,7 +20,7 @@ def quantise(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return steps.round().clamp(-127, 127).to(int8), scale
 
 
-def restored(stored: Mapping[str, Tensor], suffix: str) -> dict[str, Tensor]:
+def restored(stored: Mapping[str, Tensor], suffix: str = SCALE) -> dict[str, Tensor]:
     """Tensors in float32 by name, those multiplied by their scales that have some; raises ValueError for scales of another size than their weights."""
     tensors = {name: value.float() for name, value in stored.items() if not name.endswith(suffix)}
     for name, scale in ((name.removesuffix(suffix), value) for name, value in stored.items() if name.endswith(suffix)):

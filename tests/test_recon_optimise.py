@@ -201,6 +201,23 @@ def test_optimisation_learns_the_sphere(field, steps):
         assert np.mean((found.colour.numpy() - expected) ** 2) < 0.012
 
 
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "Permission denied")])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_thrown_away(error, tmp_path, monkeypatch):
+    run = reconstruction(sds=False)
+    run.one_step()
+    run.save(tmp_path / "checkpoint.pt")
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        reconstruction(sds=False).load(tmp_path / "checkpoint.pt")
+    monkeypatch.undo()
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    assert not reconstruction(sds=False).load(tmp_path / "checkpoint.pt")
+
+
 def same_field(first, second) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first.state().values(), second.state().values(), strict=True))
 

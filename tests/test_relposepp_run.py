@@ -1,10 +1,13 @@
 """Stage 1 from photos to the camera file, and the consistency of configurations with photos."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from relposepp import evaluate
 from relposepp import rotations as rot
 from relposepp.config import RelPoseConfig
 from relposepp.consistency import MEASURES, Consistency
@@ -13,7 +16,7 @@ from relposepp.inference import Grid, Hypothesis, Tables
 from relposepp.limb import Limb, outline_points
 from relposepp.multistart import Effort
 from relposepp.rerank import Reranker, spacing
-from relposepp.run import command_line, main
+from relposepp.run import WEIGHTS, command_line, main
 from sap3d.cameras import Camera, rotation_angle_deg
 from sap3d.errors import InputError
 from sap3d.scene import Scene, read_cameras
@@ -178,3 +181,33 @@ def test_spacing_prefers_neighbours_at_a_walker_s_distance():
     measured = spacing(level, azimuth)
     assert measured[0] == measured[1] == 0 and measured[2] < -1 and measured[3] < -1
     assert spacing(np.zeros((1, 2)), np.deg2rad([[0.0, 180]]))[0] == pytest.approx(-25.0)
+
+
+def test_the_card_of_the_weights_does_not_make_cameras_out_of_date(scene, tmp_path):
+    folder = tmp_path / "weights"
+    shutil.copytree(WEIGHTS / "tiny", folder)
+    config = RelPoseConfig(**vars(FAST) | {"weights": str(folder)})
+    record = main(scene(2), config).with_suffix(".record.json")
+    before = record.stat().st_mtime_ns
+    (folder / "README.md").write_text("another card")
+    main(scene(2), config)
+    assert record.stat().st_mtime_ns == before
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    main(scene(2), config)
+    assert record.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("change, reason", [({"rerank": False}, "rerank=false"), ({}, "")])
+def test_it_is_said_that_taken_changes_nothing(scene, capsys, change, reason):
+    main(scene(2), RelPoseConfig(**vars(FAST) | {"taken": "anywhere"} | change))
+    told = capsys.readouterr().err
+    assert (f"taken=anywhere changes nothing here: {reason}" in told) if reason else ("changes nothing" not in told)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--type", "NOPE"], "NOPE: no object with 2 photos"), (["--type", "NOPE", "--views", "1"], "at least 2"), (["--sets", "3"], "--sets is for the photos of a --type"),
+    (["--alone", "taken=anywhere"], "leave taken= and aim= out")])  # fmt: skip
+def test_what_cannot_be_measured_is_one_line(arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        evaluate.main([*arguments, *([] if "--views" in arguments else ["--views", "2"])])
+    assert "\n" not in str(error.value)

@@ -115,9 +115,14 @@ class PriorConfig:
             raise InputError(f"channels={self.channels} must all be multiples of {groups}")
         if any(width % 4 or width % min(8, width // 4) for width in self.multiplane_widths):
             raise InputError(f"multiplane_widths={self.multiplane_widths} must all be multiples of 4, and from 32 on of 8")
-        unknown = set(self.compile) - {"composite", "renderer", "unet"}
-        if unknown:
-            raise InputError(f"compile={sorted(unknown)[0]} is unknown: use composite, renderer or unet")
+        check_compiled(self.compile)
+
+
+def check_compiled(parts: Sequence[str]) -> None:
+    """Raises InputError for a part that torch.compile is not asked about (``camerabooth.prior.train.compile_parts``)."""
+    unknown = set(parts) - {"composite", "renderer", "unet"}
+    if unknown:
+        raise InputError(f"compile={sorted(unknown)[0]} is unknown: use composite, renderer or unet")
 
 
 def settings_apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:

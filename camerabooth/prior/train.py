@@ -30,7 +30,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from camerabooth.prior.calibrate import measure_gain, measure_residual
-from camerabooth.prior.config import PriorConfig
+from camerabooth.prior.config import PriorConfig, check_compiled
 from camerabooth.prior.data import PairSource
 from camerabooth.prior.losses import diffusion_loss, guess_loss, joint_loss
 from camerabooth.prior.shards import ShardedSource
@@ -229,9 +229,7 @@ def build(config: PriorConfig, source) -> Zero123:
 def compile_parts(model: Zero123, parts: list[str]) -> None:
     """Let torch.compile fuse the many small steps over large tensors, of ``composite`` (the compositing of first guesses alone), ``renderer`` (all
     of it) and ``unet``. Names, weights and checkpoints stay as they are. Raises InputError for an unknown part."""
-    unknown = set(parts) - {"composite", "renderer", "unet"}
-    if unknown:
-        raise InputError(f"compile={sorted(unknown)[0]} is unknown: use composite, renderer or unet")
+    check_compiled(parts)
     if model.multiplane is None and set(parts) != {"unet"}:
         raise InputError(f"compile={parts}: this model has no renderer of first guesses; use compile=[unet]")
     torch._dynamo.config.cache_size_limit = 64

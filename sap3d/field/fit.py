@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from sap3d.cameras import RADIUS, Camera, protocol_test_cameras
 from sap3d.errors import InputError
 from sap3d.field.fields import FIELDS
-from sap3d.field.photos import RayCameras, PixelBank, Silhouettes, hull_bounds, pixel_bank
+from sap3d.field.photos import PixelBank, RayCameras, Silhouettes, hull_bounds, pixel_bank
 from sap3d.field.regularisers import distortion, opacity_entropy
 from sap3d.field.rendering import Occupancy, ray_box, render, sample_distances
 from sap3d.field.seeing import count_seeing, prior_weight
