@@ -5,6 +5,7 @@
 Needs the program colmap (Debian and Ubuntu: apt install colmap; 3.8 was used), on the CPU. The photos are put over white, the field
 of view is given. Two settings: COLMAP's defaults, and "lenient" thresholds for a handful of small photos. A photo
 that is not registered is a failure; rotation errors are over pairs of registered ones, so neither world nor scale matters. Reads true poses.
+Two runs differ: the program's trees for matching are random whatever its seed is.
 """
 
 from __future__ import annotations
