@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camerabooth.camera_table import CameraTable
 from camerabooth.config import BoothConfig
 from sap3d.cameras import Camera, pose_condition
-from sap3d.errors import InputError, first_line, one_line
+from sap3d.errors import InputError, explaining, first_line
 from sap3d.interrupt import finish_step_first
 from sap3d.plateau import settled
 from sap3d.progress import Progress
@@ -213,7 +213,12 @@ def fit(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfi
 def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[str], table: CameraTable, optimiser, device, scaler):
     if not checkpoint.is_file():
         return 0, [], 0.0
-    try:
+
+    def damage(error: Exception) -> str:
+        reason = "it holds other things than numbers" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        return f"{checkpoint}: damaged checkpoint ({reason}); delete it to start this stage again"
+
+    with explaining(damage):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle that is none of ours: the error below says it
             state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -227,11 +232,6 @@ def _resume(checkpoint: Path, fingerprint: str, parameters: dict, names: list[st
         if state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         return state["step"], list(state["losses"]), float(state["seconds"])
-    except Exception as error:
-        if one_line(error) is not None:  # too little memory, no permission: nothing that is wrong with the checkpoint
-            raise
-        reason = "it holds other things than numbers" if isinstance(error, pickle.UnpicklingError) else first_line(error)
-        raise InputError(f"{checkpoint}: damaged checkpoint ({reason}); delete it to start this stage again") from None
 
 
 def _step_loss(model: Zero123, table: CameraTable, data: PhotoPairs, config: BoothConfig, step: int) -> dict[str, Tensor]:

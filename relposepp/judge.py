@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from relposepp.tangency import axes_of, likely_radius
 from sap3d.cameras import FOV_RAD
-from sap3d.errors import InputError, first_line
+from sap3d.errors import InputError, explaining, first_line
 from sap3d.quantise import SCALE, quantise, restored
 
 BUNDLED = Path(__file__).parent / "weights" / "judge"
@@ -317,12 +317,10 @@ def load_judge(folder: Path | str | None = None, device: str = "cpu") -> PairJud
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}; give a folder with weights of the judge or restore the bundled ones from the repository")
-    try:
+    with explaining(lambda error: f"{folder}: not weights of this judge ({first_line(error)})"):
         values = json.loads((folder / "config.json").read_text())
         judge = PairJudge(JudgeConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
-        judge.load_state_dict(restored(load_file(folder / "model.safetensors")))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{folder}: not weights of this judge ({first_line(error)})") from None
-    except Exception as error:  # safetensors raises its own type for damaged files
-        raise InputError(f"{folder}/model.safetensors: cannot be read ({first_line(error)}); restore the file") from None
+        with explaining(lambda error: f"{folder}/model.safetensors: cannot be read ({first_line(error)}); restore the file"):
+            state = load_file(folder / "model.safetensors")
+        judge.load_state_dict(restored(state))
     return judge.to(device).eval()

@@ -22,7 +22,7 @@ from torch import Tensor
 from relposepp.judge import JudgeConfig, PairJudge, load_judge, save_judge
 from relposepp.judge_data import DeviceCorpus, Pairs, augment, hard_hypotheses, read_corpora
 from sap3d.config import load_config, resolve_device
-from sap3d.errors import ArgumentParser, InputError, cli, first_line
+from sap3d.errors import ArgumentParser, InputError, cli, explaining, first_line
 from sap3d.interrupt import Stop, finish_step_first
 from sap3d.scene import atomic_path
 
@@ -157,11 +157,9 @@ class JudgeTrainer:
         if not self.checkpoint.is_file():
             if self.config.init:
                 init = Path(self.config.init)
-                weights = load_judge(init).state_dict() if init.is_dir() else torch.load(init, map_location=self.device, weights_only=True)["averaged"]
-                try:
+                with explaining(lambda error: f"{init}: not weights of a judge with these settings ({first_line(error)}); give those of another run, or init= for none"):
+                    weights = load_judge(init).state_dict() if init.is_dir() else torch.load(init, map_location=self.device, weights_only=True)["averaged"]
                     self.judge.load_state_dict(weights)
-                except RuntimeError as error:
-                    raise InputError(f"{init}: not weights of a judge with these settings ({first_line(error)}); give those of another run, or init= for none") from None
                 self.averaged.load_state_dict(weights)
             return
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)

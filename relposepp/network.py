@@ -19,7 +19,7 @@ from torch import nn
 from relposepp.config import NetworkConfig
 from sap3d.alexnet import IMAGENET_MEAN, IMAGENET_STD, alexnet_tokens
 from sap3d.cameras import RADIUS
-from sap3d.errors import InputError, first_line
+from sap3d.errors import InputError, explaining, first_line
 from sap3d.quantise import SCALE, quantise, restored
 
 TINY_WEIGHTS = Path(__file__).resolve().parent / "weights" / "tiny"
@@ -320,17 +320,16 @@ def load_network(folder: Path | str | None = None, device: str = "cpu", precisio
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}; give a folder with RelPose++ weights or restore the bundled ones from the repository")
-    try:
+    with explaining(lambda error: f"{folder}: not weights of this RelPose++ network ({first_line(error)})"):
         values = json.loads((folder / "config.json").read_text())
         values["translation_widths"] = tuple(values["translation_widths"])
-        network = RelPose(NetworkConfig(**values))
-        state = load_file(folder / "model.safetensors")
+        try:
+            config = NetworkConfig(**values)
+        except InputError as error:
+            raise InputError(f"{folder}/config.json: {error}") from None
+        network = RelPose(config)
+        with explaining(lambda error: f"{folder}/model.safetensors: cannot be read ({first_line(error)}); restore the file"):
+            state = load_file(folder / "model.safetensors")
         network.load_state_dict(restored(state))
-    except InputError as error:
-        raise InputError(f"{folder}/config.json: {error}") from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder}: not weights of this RelPose++ network ({first_line(error)})") from None
-    except Exception as error:  # safetensors raises its own type for damaged files
-        raise InputError(f"{folder}/model.safetensors: cannot be read ({first_line(error)}); restore the file") from None
     network.precision = precision
     return network.to(device).eval()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sap3d.errors import InputError, first_line, one_line
+from sap3d.errors import InputError, explaining, first_line
 
 WEIGHTS = Path(__file__).resolve().parent / "weights" / "alexnet" / "alexnet_features.safetensors"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -50,13 +50,8 @@ def load_alexnet_features(weights: Path = WEIGHTS) -> nn.Sequential:
     if not weights.is_file():
         raise InputError(f"{weights}: no AlexNet weights; restore them from the repository (git checkout -- sap3d/weights/alexnet)")
     trunk = build_alexnet_features()
-    try:
-        state = {name.removeprefix("features."): tensor for name, tensor in load_file(weights).items()}
-        trunk.load_state_dict(state)
-    except Exception as error:  # safetensors raises its own type, load_state_dict a RuntimeError
-        if one_line(error) is not None:  # too little memory, no permission
-            raise
-        raise InputError(f"{weights}: not the AlexNet trunk ({first_line(error)}); restore it from the repository") from None
+    with explaining(lambda error: f"{weights}: not the AlexNet trunk ({first_line(error)}); restore it from the repository"):
+        trunk.load_state_dict({name.removeprefix("features."): tensor for name, tensor in load_file(weights).items()})
     return trunk.eval().requires_grad_(False)
 
 

@@ -96,6 +96,20 @@ def _out_of_memory(error: BaseException, lower: str) -> str:
     return f"out of memory{used}: lower {lower}, or use --quick{known}"
 
 
+@contextlib.contextmanager
+def explaining(say: Callable[[Exception], str]):
+    """Within the block a file is read, by libraries that raise nearly anything where it is damaged: InputError of ``say(error)`` for all of it.
+
+    What ``one_line`` knows (an InputError, too little memory, no permission) passes as it is: nothing is wrong with the file then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if one_line(error) is not None:
+            raise
+        raise InputError(say(error)) from None
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error message, or the error's name when it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping
 
@@ -23,7 +24,21 @@ from .config import ReconConfig
 from .prior import Guidance, Likeness, backward_in_tiles
 
 
-_STATE = {"fingerprint", "step", "level", "seconds", "history", "field", "delta", "errors", "optimiser", "occupancy", "seeing"}  # of a checkpoint
+@dataclass
+class Checkpoint:
+    """What a run is taken up from; its fields are the keys of the file."""
+
+    fingerprint: str
+    step: int
+    level: int
+    seconds: float
+    history: list
+    field: dict
+    delta: torch.Tensor
+    errors: list
+    optimiser: dict | None  # two thirds of the file; None when the run is finished
+    occupancy: dict
+    seeing: torch.Tensor | None
 
 
 class Reconstruction(PhotoFit):
@@ -131,40 +146,32 @@ class Reconstruction(PhotoFit):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
     def save(self, path: Path, fingerprint: str = "") -> None:
-        state = {
-            "fingerprint": fingerprint,
-            "step": self.step,
-            "level": self.level,
-            "seconds": self.seconds,
-            "history": self.history,
-            "field": self.field.state(),
-            "delta": self.cameras.delta.detach(),
-            "errors": self.errors,
-            "optimiser": None if self.finished else self.optimiser.state_dict(),  # two thirds of the file
-            "occupancy": self.occupancy.state(),
-            "seeing": self.seeing,
-        }
+        state = Checkpoint(
+            fingerprint=fingerprint, step=self.step, level=self.level, seconds=self.seconds, history=self.history, field=self.field.state(),
+            delta=self.cameras.delta.detach(), errors=self.errors, optimiser=None if self.finished else self.optimiser.state_dict(),
+            occupancy=self.occupancy.state(), seeing=self.seeing,
+        )  # fmt: skip
         with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+            torch.save(vars(state), temporary)
 
     def load(self, path: Path, fingerprint: str = "") -> bool:
         """Take up the state of a checkpoint; False (and nothing changed) when it is damaged or of another run."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            if state["fingerprint"] != fingerprint or not _STATE <= state.keys():
+            state = Checkpoint(**torch.load(path, map_location=self.device, weights_only=True))
+            if state.fingerprint != fingerprint:
                 return False
         except Exception as error:  # a damaged file raises nearly anything; the run then starts from the beginning
             if one_line(error) is not None:  # too little memory, no permission: the steps are not lost
                 raise
             return False
-        self.step, self.seconds, self.history, self.errors = state["step"], state["seconds"], state["history"], state["errors"]
-        self.level = state["level"]
-        self.field.load_state(state["field"])
+        self.step, self.seconds, self.history, self.errors = state.step, state.seconds, state.history, state.errors
+        self.level = state.level
+        self.field.load_state(state.field)
         with torch.no_grad():
-            self.cameras.delta.copy_(state["delta"])
-        self.occupancy.load_state(state["occupancy"])
-        self.seeing = state["seeing"]
-        if state["optimiser"] is not None:
-            self._enter(state["level"], grow=False)
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.cameras.delta.copy_(state.delta)
+        self.occupancy.load_state(state.occupancy)
+        self.seeing = state.seeing
+        if state.optimiser is not None:
+            self._enter(state.level, grow=False)
+            self.optimiser.load_state_dict(state.optimiser)
         return True

@@ -36,7 +36,7 @@ from camerabooth.prior.losses import diffusion_loss, guess_loss, joint_loss
 from camerabooth.prior.shards import ShardedSource
 from camerabooth.prior.validate import sample_sheet, validation_loss
 from sap3d.config import as_dict, load_config
-from sap3d.errors import ArgumentParser, InputError, cli, first_line, one_line
+from sap3d.errors import ArgumentParser, InputError, cli, explaining, first_line
 from sap3d.images import save_image
 from sap3d.interrupt import Stop, finish_step_first
 from sap3d.scene import read_json, write_json
@@ -283,25 +283,21 @@ def _comparable(key: str, value):
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict:
     """The content of a ``last.ckpt``. Raises InputError where it is damaged or something else."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        return state | {"global_step": int(state["global_step"])}
-    except Exception as error:
-        if one_line(error) is not None:  # too little memory, no permission: nothing that is wrong with the checkpoint
-            raise
+
+    def damage(error: Exception) -> str:
         strange = not zipfile.is_zipfile(path) or isinstance(error, (pickle.UnpicklingError, KeyError, TypeError))
         reason = "cut off, or not the state of a training" if strange else first_line(error)
-        raise InputError(f"{path}: damaged checkpoint ({reason}); put a copy back, or delete it to begin anew") from None
+        return f"{path}: damaged checkpoint ({reason}); put a copy back, or delete it to begin anew"
+
+    with explaining(damage):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return state | {"global_step": int(state["global_step"])}
 
 
 def load_weights(module: PriorModule, weights: Mapping[str, torch.Tensor], checkpoint: Path) -> None:
     """Put a checkpoint's weights into the module. Raises InputError where they are those of another model."""
-    try:
+    with explaining(lambda error: f"{checkpoint}: its weights are those of a model of other settings ({' '.join(str(error).split())[:200]}); use the same, or another out="):
         module.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        if one_line(error) is not None:
-            raise
-        raise InputError(f"{checkpoint}: its weights are those of a model of other settings ({' '.join(str(error).split())[:200]}); use the same, or another out=") from None
 
 
 def start_step(config: PriorConfig, checkpoint: Path) -> int:

@@ -22,7 +22,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
-from sap3d.errors import InputError, first_line, one_line
+from sap3d.errors import InputError, explaining, first_line
 from sap3d.scene import BUNDLED_ZERO123, atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
 from sap3d.zero123.image_encoder import AlexNetCLIPEncoder, PixelCLIPEncoder
@@ -403,34 +403,35 @@ def _save_module(module: nn.Module, folder: Path, dtype: torch.dtype) -> None:
 def load_zero123(folder: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Zero123:
     """Load a diffusers-format folder (None: the bundled small model), in evaluation mode, without executing code in it.
 
+    ``dtype``: of the U-Net, the image encoder and a learned autoencoder. What is small and exact (camera projection, renderer of first
+    guesses, patch autoencoder, noise schedule) is never rounded.
     Raises InputError naming the folder and what is missing or does not fit.
     """
     folder = Path(folder) if folder else BUNDLED_ZERO123
     index_path = folder / "model_index.json"
     if not index_path.is_file():
         raise InputError(f"{folder}: not a Zero-1-to-3 folder (no model_index.json); give a folder in diffusers' format, or make one: python -m sap3d.weights convert {folder}")
-    try:
+
+    def damage(error: Exception) -> str:
+        if isinstance(error, (OSError, KeyError, ValueError, RuntimeError, TypeError)):
+            return f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again"
+        return f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again"
+
+    with explaining(damage):
         index = json.loads(index_path.read_text())
         if index["_class_name"] != "Zero123":
             raise InputError(f"{folder}: a folder of another program ({index['_class_name']}); convert it first: python -m sap3d.weights convert {folder} NEW_FOLDER")
         unet = _load(UNet2DConditionModel, folder / "unet", dtype)
-        vae = _load(_AUTOENCODERS[index["vae"]], folder / "vae", dtype)
+        vae = _load(_AUTOENCODERS[index["vae"]], folder / "vae", dtype if index["vae"] == "AutoencoderKL" else torch.float32)
         encoder_class = AlexNetCLIPEncoder if index["image_encoder"] == "AlexNetCLIPEncoder" else CLIPVisionModelWithProjection
         image_encoder = _load(encoder_class, folder / "image_encoder", dtype)
         projection = CameraProjection(**json.loads((folder / "cc_projection" / "config.json").read_text()))
         projection.linear.load_state_dict(load_file(folder / "cc_projection" / _WEIGHTS))
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         sweep = PlaneSweep(**index["sweep"]) if "sweep" in index else None
-        multiplane = _load(MultiplaneRenderer, folder / "multiplane", dtype) if "multiplane" in index else None
+        multiplane = _load(MultiplaneRenderer, folder / "multiplane", torch.float32) if "multiplane" in index else None
         gain = torch.tensor(index["correction_gain"]) if "correction_gain" in index else None
-        model = Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane, gain).to(device, dtype).eval()
-    except Exception as error:  # safetensors raises its own class for damaged files
-        if one_line(error) is not None:  # too little memory, no permission: nothing that is wrong with the folder
-            raise
-        if isinstance(error, (OSError, KeyError, ValueError, RuntimeError, TypeError)):
-            raise InputError(f"{folder}: cannot be loaded as Zero-1-to-3 ({first_line(error)}); fetch or convert it again") from None
-        raise InputError(f"{folder}: damaged weights ({type(error).__name__}: {first_line(error)}); fetch them again") from None
-    model.alphas_cumprod = scheduler.alphas_cumprod.float().to(device)  # the noise schedule is never rounded
+        model = Zero123(unet, vae, image_encoder, projection, scheduler, sweep, bool(index.get("linear_skip")), multiplane, gain).to(device).eval()
     return model
 
 
@@ -438,17 +439,13 @@ def load_multiplane(folder: Path) -> MultiplaneRenderer:
     """The renderer of first guesses of a model folder alone. Raises InputError where there is none or it is damaged."""
     if not (Path(folder) / "multiplane" / "config.json").is_file():
         raise InputError(f"{folder}: no renderer of first guesses there (multiplane/config.json); python -m camerabooth.prior.train part=multiplane trains one and --export writes it")
-    try:
+    with explaining(lambda error: f"{folder}: damaged renderer ({type(error).__name__}: {first_line(error)}); export it again"):
         return _load(MultiplaneRenderer, Path(folder) / "multiplane", torch.float32)
-    except Exception as error:  # safetensors raises its own class for damaged files
-        if one_line(error) is not None:
-            raise
-        raise InputError(f"{folder}: damaged renderer ({type(error).__name__}: {first_line(error)}); export it again") from None
 
 
 def _load(cls, folder: Path, dtype: torch.dtype):
     if any(Path(folder).glob(INT8_FILES)):
-        return load_int8(cls, folder)
+        return load_int8(cls, folder).to(dtype)
     loaded = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, torch_dtype=dtype, local_files_only=True)
     model, info = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

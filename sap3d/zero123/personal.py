@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sap3d.errors import InputError, first_line, one_line
+from sap3d.errors import InputError, explaining, first_line
 from sap3d.scene import atomic_path
 from sap3d.zero123.lora import DOWN, add_lora
 from sap3d.zero123.model import Zero123
@@ -43,14 +43,9 @@ def load_personal(folder: Path, base: Zero123) -> Zero123:
     model, path = base, Path(folder) / FILE
     if not path.is_file():
         return model
-    try:
-        with safe_open(path, "pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-    except Exception as error:
-        if one_line(error) is not None:
-            raise
-        raise InputError(f"{path}: damaged personal weights ({first_line(error)}); delete the folder and run stage 2 again") from None
+    with explaining(lambda error: f"{path}: damaged personal weights ({first_line(error)}); delete the folder and run stage 2 again"), safe_open(path, "pt") as stored:
+        metadata = stored.metadata() or {}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     if metadata.get("base") != weights_hash(model):
         raise InputError(f"{path}: was trained from another base model, or one loaded with another weights_dtype; use the same in all stages or run stage 2 again")
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(f".{DOWN}")}
