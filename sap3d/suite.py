@@ -61,6 +61,7 @@ class Claim:
     better: str = ""  # "variant@views"
     worse: str = ""  # "variant@views"
     figures: list[str] = field(default_factory=lambda: ["3d_psnr_mean", "3d_lpips_mean"])  # keys of results.json
+    part: str = ""  # what it and the claims after it are about: a table of their own under these words
 
 
 @dataclass

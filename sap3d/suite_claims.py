@@ -55,6 +55,16 @@ def claims_table(claims: Sequence[Claim], rows: Sequence[dict]) -> str:
     return markdown_table(["claim", *heading], lines)
 
 
+def claims_section(claims: Sequence[Claim], rows: Sequence[dict]) -> str:
+    """The legend, and a table for each part of the claims under its name."""
+    parts: list[tuple[str, list[Claim]]] = []
+    for claim in claims:
+        if claim.part or not parts:
+            parts.append((claim.part, []))
+        parts[-1][1].append(claim)
+    return "\n\n".join([LEGEND, *(f"**{name}**\n\n{claims_table(group, rows)}" if name else claims_table(group, rows) for name, group in parts)])
+
+
 def claim_cell(claim: Claim, key: str, rows: Sequence[dict]) -> str:
     """One claim in one figure, the verdict by the means as printed: "+1.22 [+0.80, +1.64], 14 of 16"; "-": not measured."""
     figure, pairs = finer(FIGURE[key]), paired(claim, key, rows)

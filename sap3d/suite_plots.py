@@ -22,7 +22,7 @@ from sap3d.suite_claims import select
 
 VIEW_KEYS = ("2d_psnr_mean", "2d_lpips_mean", "3d_psnr_mean", "3d_lpips_mean", "CD", "IOU", "Rotation Error")
 COST_KEYS = ("3d_psnr_mean", "3d_lpips_mean")
-_STYLE = 1  # raise when the drawing changes, so that pictures are made again
+_STYLE = 2  # raise when the drawing changes, so that pictures are made again
 _COLOURS = ("#1f6fb4", "#c8501e", "#3a8f4a", "#8a56a8", "#8b6d1c", "#3d8f93", "#b3477d")
 _GREYS = ("#000000", "#555555", "#999999", "#bbbbbb", "#dddddd", "#ffffff")
 _MARKERS = "os^Dv"  # one for every round through the colours
@@ -93,20 +93,26 @@ def _has_costs(result: dict) -> bool:
 def write_plots(name: str, suite: Suite, rows: Sequence[dict], folder: Path) -> dict[str, Path]:
     """Draw what the rows allow below ``folder``; returns caption -> picture. The first plot needs means at three numbers of photos."""
     made: dict[str, Path] = {}
-    variant = next(iter(suite.variants))
+    variant, *others = suite.variants
     curves = {key: view_curve(rows, variant, key) for key in VIEW_KEYS}
-    if max((len(curve.means) for curve in curves.values()), default=0) > 2:
+    if _enough(curves):
         path = folder / f"{name}_views.png"
-        _write_once(path, {key: vars(curve) for key, curve in curves.items()}, lambda: _draw_views(curves))
+        beside = {other: found for other in others if _enough(found := {key: view_curve(rows, other, key) for key in VIEW_KEYS})}
+        data = {"": curves} | beside
+        _write_once(path, {key: {k: vars(curve) for k, curve in found.items()} for key, found in data.items()}, lambda: _draw_views(curves, beside))
         count = max(interval.count for curve in curves.values() for interval in curve.means.values())
         caption = f"{variant}: means of {count} objects with 95 % intervals (blue), each object (thin), SAP3D's released means over other objects (dashed)"
-        made[caption] = path
+        made[f"{caption}; means of the variants {', '.join(beside)}" if beside else caption] = path
     points = cost_points(suite, rows)
     if len(points) > 1:
         path = folder / f"{name}_seconds.png"
         _write_once(path, [vars(point) for point in points], lambda: _draw_costs(points))
         made["Quality against seconds of all stages, a line a variant; the digits are numbers of photos, the bars 95 % intervals over objects"] = path
     return made
+
+
+def _enough(curves: dict[str, Curve]) -> bool:
+    return any(len(curve.means) > 2 for curve in curves.values())
 
 
 def _write_once(path: Path, data: object, draw) -> None:
@@ -156,20 +162,26 @@ def _label(axis, key: str, x: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _draw_views(curves: dict[str, Curve]):
+def _draw_views(curves: dict[str, Curve], beside: dict[str, dict[str, Curve]]):
+    styles = {other: {"color": _COLOURS[2 + index % 5], "marker": _MARKERS[1 + index % 4], "markersize": 3.5, "linewidth": 1} for index, other in enumerate(beside)}
     figure, axes = _figure(2, 4, 11, 5)
     for axis, (key, curve) in zip(axes.flat, curves.items()):
         for line in curve.objects.values():
             axis.plot(list(line), list(line.values()), color="#bbbbbb", linewidth=0.7)
         if curve.released:
             axis.plot(list(curve.released), list(curve.released.values()), color="#c8501e", linestyle="--", marker="s", markersize=4)
+        for other, found in beside.items():
+            means = found[key].means
+            if any(n not in curve.means or interval.mean != curve.means[n].mean for n, interval in means.items()):  # it may share the stage
+                axis.plot(list(means), [interval.mean for interval in means.values()], **styles[other])
         _draw_means(axis, list(curve.means), list(curve.means.values()), _COLOURS[0])
         axis.set_xticks(sorted({views for line in curve.objects.values() for views in line}))
         _label(axis, key, "photos")
     legend = axes.flat[-1]
     legend.axis("off")
     for label, style in (("here, mean and 95 % interval", {"color": _COLOURS[0], "marker": "o"}), ("here, each object", {"color": "#bbbbbb", "linewidth": 0.7}),
-                         ("SAP3D, released means\n(other objects, full size)", {"color": "#c8501e", "linestyle": "--", "marker": "s"})):  # fmt: skip
+                         ("SAP3D, released means\n(other objects, full size)", {"color": "#c8501e", "linestyle": "--", "marker": "s"}),
+                         *((f"here, variant {other}, mean", style) for other, style in styles.items())):  # fmt: skip
         legend.plot([], [], label=label, **style)
     legend.legend(loc="center", frameon=False, fontsize=9)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sap3d.results import FIGURE, dig, markdown_table, mean_of, released_means
 from sap3d.scene import REPOSITORY, write_text
 from sap3d.suite import ROWS, SUITES, Suite, load_rows, load_suite
 from sap3d.suite_baselines import structure_from_motion_section
-from sap3d.suite_claims import LEGEND, MARK, MARK_LEGEND, claims_table, latest_versions, of_another_version, select
+from sap3d.suite_claims import MARK, MARK_LEGEND, claims_section, latest_versions, of_another_version, select
 from sap3d.suite_gallery import write_gallery
 from sap3d.suite_parts import parts_sections
 from sap3d.suite_plots import write_plots
@@ -36,19 +37,21 @@ models on a GPU. Time is the sum of the stages' wall times, memory the largest r
 
 
 def write_results_page(page: Path = PAGE) -> Path:
-    """Write the page with every suite that has rows; returns its path."""
-    parts, sections, everything = [_INTRODUCTION], [], []
-    for path in sorted(SUITES.glob("*.yaml")):
-        name, suite = load_suite(str(path))
-        rows = load_rows(name)
-        everything += rows
-        if rows:
-            parts += filter(None, [released_section(name, suite, rows)])  # first on the page: what most readers look for
-            sections.append(suite_section(name, suite, rows, page.parent))
-    parts += [*sections, *parts_sections()]
-    baselines = structure_from_motion_section(everything)
-    write_text(page, "\n".join([*parts, *([baselines] if baselines else [])]))
+    """Write the page with every suite that has rows, first those that are set beside SAP3D's figures; returns its path."""
+    suites = sorted((load_suite(str(path)) for path in SUITES.glob("*.yaml")), key=lambda item: (not item[1].beside_released, item[0]))
+    measured = [(name, suite, rows) for name, suite in suites if (rows := load_rows(name))]
+    everything = [row for _, _, rows in measured for row in rows]
+    released = [released_section(name, suite, rows) for name, suite, rows in measured]
+    sections = [*released, *(suite_section(*one, page.parent) for one in measured), *parts_sections(), structure_from_motion_section(everything)]
+    sections = [section for section in sections if section]
+    write_text(page, "\n".join([_INTRODUCTION, contents(sections), *sections]))
     return page
+
+
+def contents(sections: list[str]) -> str:
+    """A list of links to the sections' headings, by GitHub's rule for anchors."""
+    headings = [section.split("\n")[0].removeprefix("## ") for section in sections]
+    return "".join(f"* [{heading}](#{re.sub(r'[^a-z0-9_ -]', '', heading.lower()).replace(' ', '-')})\n" for heading in headings)
 
 
 def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> str:
@@ -68,7 +71,7 @@ def suite_section(name: str, suite: Suite, rows: list[dict], folder: Path) -> st
     if any(of_another_version(rows, key, n, versions) for n, key, _ in groups(suite, rows)):
         parts.append(f"{MARK_LEGEND}\n")
     if suite.claims:
-        parts.append(f"{LEGEND}\n\n{claims_table(suite.claims, rows)}\n")
+        parts.append(f"{claims_section(suite.claims, rows)}\n")
     for caption, path in write_plots(name, suite, rows, folder / "images").items():
         parts.append(f"![{caption}]({path.relative_to(folder).as_posix()})\n\n*{caption}.*\n")
     gallery = write_gallery(name, suite, rows, folder)

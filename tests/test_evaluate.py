@@ -463,6 +463,26 @@ def test_claims_are_paired_by_object_and_open_where_zero_is_possible():
     assert table[0] == "| claim | 3D PSNR (more is better) | Chamfer (less is better) |" and table[3] == "| a@5 over c@5 | - | - |"
 
 
+def test_claims_stand_in_parts_with_the_columns_that_each_needs():
+    rows = claim_rows([1.0, 2.0], [0.5, 0.6], "CD")
+    claims = [suite.Claim("a@5", "b@5", ["CD"]), suite.Claim("b@5", "a@5", ["IOU"], part="The other way round"), suite.Claim("a@5", "c@5", ["CD", "IOU"])]
+    lines = suite_claims.claims_section(claims, rows).splitlines()
+    start, other = lines.index("| claim | Chamfer (less is better) |"), lines.index("**The other way round**")
+    assert lines[0] == suite_claims.LEGEND and start < other and lines[start + 2].startswith("| a@5 over b@5 | **worse** +0.9500")
+    assert lines[other + 2].count("|") == 4 and [line.split(" | ")[0] for line in lines[other + 4 :]] == ["| b@5 over a@5", "| a@5 over c@5"]
+
+
+def test_the_page_begins_with_links_to_its_sections_the_main_suite_first(small_suite):
+    for name, extra in (("alpha", ""), ("main", "beside_released: full\n")):
+        (small_suite / "suites" / f"{name}.yaml").write_text(f"title: '{name}: a (small) one'\n" + SUITE.replace("title:", "# title:") + extra)
+        result = {"NAME": "car", "type": "TINY", "views": 2, "2d_psnr_mean": 20.0}
+        suite.store_rows(name, [{"variant": "full", "commit": "", "cores": 2, "finished": "2026-01-01 00:00", "load_before": 0, "result": result}])
+    page = suite_tables.write_results_page(small_suite / "results.md").read_text()
+    links = re.findall(r"^\* \[(.*)\]\(#(.*)\)$", page, re.MULTILINE)
+    assert links[1:3] == [("main: a (small) one", "main-a-small-one"), ("alpha: a (small) one", "alpha-a-small-one")] and links[0][1] == "beside-sap3ds-released-figures"
+    assert [heading for heading, _ in links] == re.findall(r"^## (.*)$", page, re.MULTILINE)
+
+
 def test_rows_of_other_weights_are_marked():
     _, loaded = suite.load_suite("dev-16")
 
