@@ -11,6 +11,7 @@ Status 1 where an error is above 1e-4. Size full takes 16 GB of memory and 12 GB
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import sap3d.compat  # noqa: F401
 from benchmarks.reference import check_pairs
 from benchmarks.seeded import seeded, seeded_state
 from safetensors.torch import load_file
+from sap3d.cameras import FOV_RAD, RADIUS
 from sap3d.errors import ArgumentParser, InputError, cli
 
 LIMIT = 1e-4  # of relative errors of the norm, fp32
@@ -64,7 +66,8 @@ def zero123_inputs(expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     """The inputs of benchmarks.reference in our form: images in [0, 1], poses of eight numbers."""
     side = expected["unet"].shape[-1]
     images = (seeded("images", (2, 3, 8 * side, 8 * side)).tanh() + 1) / 2
-    pose = torch.cat([0.5 * seeded("pose", (2, 4)), torch.zeros(2, 4)], 1)
+    tangent = math.tan(FOV_RAD / 2)  # of the field of view that the reference knows, so that its four numbers are all there is
+    pose = torch.cat([0.5 * seeded("pose", (2, 4)), torch.tensor([[0.0, RADIUS, tangent, tangent]] * 2)], 1)
     return {"images": images, "pose": pose, "latents": seeded("latents", (2, 4, side, side)), "noise": seeded("noise", (2, 4, side, side))}
 
 

@@ -42,6 +42,7 @@ class BoothConfig:
 
     # Novel views
     nvs_steps: int = 1  # DDIM steps: with the bundled weights one, the mean of what they expect, is better than more (docs/log.md)
+    ddim_eta: float = 0.0  # noise that a step puts in anew, as a share of DDPM's (arXiv 2010.02502, eq. 16); SAP3D's novel views take 1
     guidance_scale: float = 1.0
     # The photos that condition a step: all of them at once, or one: near (nearer is likelier), nearest, random or first.
     condition_strategy: str = "auto"  # auto takes all where the model has a plane sweep, else near
@@ -63,7 +64,7 @@ class BoothConfig:
     LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "lora_rank": (1, 4096), "steps": (1, 10_000_000), "steps_per_extra_view": (0, 10_000_000), "patience": (0, 10_000_000), "batch_size": (1, 4096), "regulariser_batch": (0, 4096), "regulariser_objects": (0, 100_000),
         "learning_rate": (0, 10), "camera_learning_rate": (0, 10), "camera_anchor": (0, 1e9), "drop_condition": (0, 1 / 3), "snr_gamma": (0, 1e9), "gradient_clip": (1e-9, 1e9),
-        "nvs_steps": (1, 1000), "guidance_scale": (0, 1000), "field_steps": (0, 1_000_000), "nvs_batch_size": (1, 4096), "output_size": (8, 4096),
+        "nvs_steps": (1, 1000), "ddim_eta": (0, 1), "guidance_scale": (0, 1000), "field_steps": (0, 1_000_000), "nvs_batch_size": (1, 4096), "output_size": (8, 4096),
     }  # fmt: skip
 
     def check(self) -> None:

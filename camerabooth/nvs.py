@@ -27,7 +27,7 @@ from sap3d.zero123.sampler import guess_views, resolve_strategy, sample_views
 def personal_model(scene: Scene, config: BoothConfig) -> Zero123:
     """The base model with what stage 2 has trained for the object, placed as ``config`` says."""
     device = resolve_device(config.device)
-    check_card(config.model or BUNDLED_ZERO123, device, "novel_views")
+    check_card(config.model or BUNDLED_ZERO123, device, "novel_views", config.weights_dtype)
     model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
     prepare(model, device, config.vae_slicing, config.offload)
     return model
@@ -70,7 +70,7 @@ def novel_views(
     with Progress("camerabooth novel views", len(targets)) as progress, compute_context(config.precision, model.device)():
         images = sample_views(
             model, features, list(condition_cameras.values()), list(targets.values()), config.nvs_steps, config.guidance_scale,
-            config.condition_strategy, config.nvs_batch_size, config.seed, on_batch=progress.update, guide=field.guess if field else None,
+            config.condition_strategy, config.nvs_batch_size, config.seed, on_batch=progress.update, guide=field.guess if field else None, eta=config.ddim_eta,
         )  # fmt: skip
     arrays = images.float().cpu().permute(0, 2, 3, 1).numpy()
     return {name: resize(array, config.output_size) for name, array in zip(targets, arrays)}

@@ -22,11 +22,12 @@ from sap3d.images import load_input_views
 from sap3d.regularisers import RegulariserObject, list_regularisers, load_regularisers
 from sap3d.scene import Scene, atomic_path, load_array
 
+PACK_SIZE = 128  # pixels of the bundled ones
 _VIEWS_COMPARED = 4  # views of each object that are compared with the photos
 
 
-def choose_regularisers(scene: Scene, photos: Tensor, choice: str, count: int, seed: int) -> list[RegulariserObject]:
-    """The objects whose renders accompany the photos in training, at 128 pixels.
+def choose_regularisers(scene: Scene, photos: Tensor, choice: str, count: int, seed: int, size: int = PACK_SIZE) -> list[RegulariserObject]:
+    """The objects whose renders accompany the photos in training, at ``size`` pixels (those of a pack are enlarged to more than its own).
 
     ``similar`` takes those that an existing ``query_class/query_match_paths.npy`` of the object names (ids, one a row), otherwise those with
     the largest cosine between mean AlexNet features of a photo and of a view. ``random`` and ``none`` ignore that file, and where
@@ -43,17 +44,17 @@ def choose_regularisers(scene: Scene, photos: Tensor, choice: str, count: int, s
             print(f"camerabooth: {matches} counts for nothing: {scene.regulariser_dir} holds no regulariser objects", flush=True)
         return []
     if matches.is_file() and choice == "similar":
-        return load_regularisers(scene.regulariser_dir, _read_matches(matches, known)[:count], 128)
+        return load_regularisers(scene.regulariser_dir, _read_matches(matches, known)[:count], size)
     if choice == "random":
         picked = np.random.default_rng(seed).permutation(len(known))[:count]
-        return load_regularisers(scene.regulariser_dir, [known[i] for i in sorted(picked)], 128)
-    return load_regularisers(scene.regulariser_dir, list(most_similar(scene, photos, known, count)), 128)
+        return load_regularisers(scene.regulariser_dir, [known[i] for i in sorted(picked)], size)
+    return load_regularisers(scene.regulariser_dir, list(most_similar(scene, photos, known, count)), size)
 
 
 def most_similar(scene: Scene, photos: Tensor, known: Sequence[str], count: int) -> dict[str, float]:
     """The ``count`` objects of ``known`` that look most like the photos (N, 3, S, S), best first: the mean over the photos of the largest cosine to a view."""
     query, scores = _descriptors(photos.cpu()), []  # of a few small images: not worth a GPU
-    for item in load_regularisers(scene.regulariser_dir, known, 128, _VIEWS_COMPARED):
+    for item in load_regularisers(scene.regulariser_dir, known, PACK_SIZE, _VIEWS_COMPARED):
         views = torch.from_numpy(item.over_white()).permute(0, 3, 1, 2).float() / 255
         scores.append(float((query @ _descriptors(views).T).max(1).values.mean()))
     return {known[i]: scores[i] for i in np.argsort(scores)[::-1][:count]}
@@ -63,7 +64,7 @@ def _descriptors(images: Tensor) -> Tensor:
     """Unit vectors (B, 256): AlexNet features averaged over positions."""
     from sap3d.alexnet import alexnet_tokens
 
-    images = torch.nn.functional.interpolate(images, (128, 128), mode="bilinear", antialias=True, align_corners=False)
+    images = torch.nn.functional.interpolate(images, (PACK_SIZE, PACK_SIZE), mode="bilinear", antialias=True, align_corners=False)
     with torch.no_grad():
         return torch.nn.functional.normalize(alexnet_tokens(images).mean((2, 3)), dim=1)
 

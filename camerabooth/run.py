@@ -84,7 +84,7 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
         write_cameras(scene.refined_cameras, initial, mirror_plane_azimuth_rad=plane)
         return
     from camerabooth.camera_table import CameraTable, freedom_of
-    from camerabooth.regulariser import choose_regularisers
+    from camerabooth.regulariser import PACK_SIZE, choose_regularisers
     from camerabooth.training import PhotoPairs, fit
     from sap3d.zero123 import load_zero123, save_personal
     from sap3d.zero123.memory import DTYPES, check_card, prepare
@@ -92,12 +92,12 @@ def train(scene: Scene, config: BoothConfig, images: dict[str, np.ndarray], init
     from sap3d.zero123.personal import weights_hash
 
     device = _device(config)
-    check_card(config.model or BUNDLED_ZERO123, device, "train")
+    check_card(config.model or BUNDLED_ZERO123, device, "train", config.weights_dtype)
     model = load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype])
     base = weights_hash(model)
     prepare(model, device, config.vae_slicing, config.offload, config.gradient_checkpointing)
     photos = photos_over_white(images).to(device)
-    regularisers = choose_regularisers(scene, photos[:, :3], config.regulariser, config.regulariser_objects, config.seed)
+    regularisers = choose_regularisers(scene, photos[:, :3], config.regulariser, config.regulariser_objects, config.seed, max(PACK_SIZE, model.image_size))
     confidence = read_confidence(scene.initial_cameras)
     freedom = freedom_of({name: confidence[name] for name in initial}) if config.trust_confident else None
     table = CameraTable(initial, freedom).to(device)

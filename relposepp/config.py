@@ -84,6 +84,7 @@ class RelPoseConfig:
     aim: str = "auto"  # exact: cameras look at the object's centre; free: taken by hand, aim and distance unknown; auto: free for photos of dataset.photos
     taken: str = "auto"  # around: from one distance, some way apart, not from below; anywhere: any distances and directions; auto: where three photos or more contradict around
     rerank: bool = True  # search by outlines, judge by hull, colours and the judge of pairs too; false: the network alone
+    network_weight: float = 0.0  # of the network's log-probabilities of relative poses among what judges configurations; the bundled one is near chance on scans
     judge: bool = True  # with two or three photos, ask the learned judge of pairs too (relposepp/judge.py)
     cameras: str = ""  # camera file to take instead of an estimate; the mirror plane is looked for all the same
     symmetry: bool = True  # look for a mirror plane: as a reason to choose a configuration, and for stages 2 and 3
@@ -95,7 +96,7 @@ class RelPoseConfig:
         check_limits(
             self,
             {
-                "hypotheses": (1, 1000), "candidates": (1, 100_000), "queries": (100, 10_000_000), "iterations": (0, 1_000_000_000), "starts": (100, 1e15), "beam": (4, 1_000_000),
+                "hypotheses": (1, 1000), "candidates": (1, 100_000), "queries": (100, 10_000_000), "iterations": (0, 1_000_000_000), "starts": (100, 1e15), "beam": (4, 1_000_000), "network_weight": (0, 1000),
                 "elevation_range_deg": (-85, 85), "azimuth_step_deg": (1, 45), "elevation_step_deg": (1, 170),
             },
         )  # fmt: skip

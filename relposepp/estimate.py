@@ -211,7 +211,7 @@ def reranker_of(scores: PairScores, images: list[np.ndarray], config: RelPoseCon
 
     grid = look_at_grid(config)
     effort = Effort(starts=config.starts, keep_first=3 * config.beam, keep=2 * config.beam, stirred=config.beam // 4)
-    return Reranker.of(Tables.of(scores, grid), grid, images, effort, config.candidates, config.seed, handheld_fov_rad, config.judge, anywhere)
+    return Reranker.of(Tables.of(scores, grid), grid, images, effort, config.candidates, config.seed, handheld_fov_rad, config.judge, anywhere, config.network_weight)
 
 
 def look_at_grid(config: RelPoseConfig) -> Grid:

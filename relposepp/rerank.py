@@ -108,25 +108,28 @@ class Reranker:
     anywhere: bool = False
     images: list[np.ndarray] = field(default_factory=list)
     judged: bool = True
+    network_weight: float = 0.0
 
     @classmethod
     def of(
         cls, tables: Tables, grid: Grid, images: list[np.ndarray], effort: Effort, candidates: int, seed: int = 0, handheld_fov_rad: list[float] | None = None,
-        judged: bool = True, anywhere: bool = False,
+        judged: bool = True, anywhere: bool = False, network_weight: float = 0.0,
     ) -> Reranker:  # fmt: skip
         """handheld_fov_rad: across each photo, where they were taken by hand (relposepp/handheld.py); judged: ask the judge of pairs, where it has a weight.
-        anywhere: nothing is known about distances and directions (relposepp/anywhere.py)."""
+        anywhere: nothing is known about distances and directions (relposepp/anywhere.py). network_weight: of the term "pairs", the network's opinion."""
         consistency = Consistency(images, handheld_fov_rad)
         tangency = Tangency(images, handheld_fov_rad)
         judge = None
         if judged and len(images) > 1 and weights_for(len(images), bool(handheld_fov_rad))[TERMS.index("judge")]:
             judge = SceneJudge(load_judge(), images, handheld_fov_rad)
         body = Revolution(images) if len(images) >= REVOLVED_VIEWS and not handheld_fov_rad and not anywhere else None
-        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, body, anywhere, images, judged)
+        return cls(tables, grid, tangency, consistency, Limb(consistency), effort, candidates, seed, handheld_fov_rad, judge, body, anywhere, images, judged, network_weight)
 
     @property
     def weights(self) -> np.ndarray:
-        return weights_for(self.tangency.views, bool(self.handheld_fov_rad), self.anywhere)
+        weights = weights_for(self.tangency.views, bool(self.handheld_fov_rad), self.anywhere)
+        weights[TERMS.index("pairs")] = self.network_weight
+        return weights
 
     @property
     def _elevation_range_deg(self) -> tuple[float, float]:
@@ -253,7 +256,7 @@ class Reranker:
         solution, score = search.search(*settings, np.random.default_rng(self.seed))
         if self.tangency.views > 3 and self.contradicted(self._hypothesis(solution, int(score.argmax()), float(score.max()))):
             few = min(self.tangency.views - 1, FEWER_VIEWS)
-            fewer = Reranker.of(self.tables.of_first(few), self.grid, self.images[:few], self.effort, self.candidates, self.seed, judged=self.judged, anywhere=True)
+            fewer = Reranker.of(self.tables.of_first(few), self.grid, self.images[:few], self.effort, self.candidates, self.seed, judged=self.judged, anywhere=True, network_weight=self.network_weight)
             again, found = search.search_from(*fewer._from_anywhere(), *settings, np.random.default_rng(self.seed))
             solution, score = solution.joined(again), np.concatenate([score, found])
         return solution, score

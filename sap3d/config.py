@@ -95,7 +95,7 @@ def _remedy(error: Exception, source: str, cls) -> str:
 def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
     """The command line every stage shares: --type --object --views [--preset NAME] [--config FILE] [--quick] [key=value ...].
 
-    ``--quick`` applies the dataclass's ``QUICK`` overrides (fewer steps, for tests and first looks) under the others.
+    ``--quick`` applies ``quick_overrides`` (fewer steps, for tests and first looks) under the others.
     """
     defaults = "\n".join(f"  {f.name} = {getattr(cls(), f.name)!r}" for f in dataclasses.fields(cls))
     parser = ArgumentParser(description=description, epilog=f"settings (key=value):\n{defaults}", formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,8 +108,19 @@ def stage_arguments(description: str, cls: type[Config], argv: Sequence[str] | N
     arguments = parser.parse_args(argv)
     if arguments.dry_run:
         os.environ["SAP3D_DRY_RUN"] = "1"
-    quick = list(getattr(cls, "QUICK", ())) if arguments.quick else []
+    quick = quick_overrides(cls, arguments.preset) if arguments.quick else []
     return arguments, load_config(cls, arguments.config, quick + list(arguments.settings), arguments.preset)
+
+
+def quick_overrides(cls: type[Config], preset: str = "") -> list[str]:
+    """The key=value settings of ``--quick``: the preset's own, where it has some for the stage, or the dataclass's ``QUICK``."""
+    if preset:
+        from sap3d.presets import quick_settings
+
+        own = quick_settings(preset, getattr(cls, "SECTION", ""))
+        if own:
+            return own
+    return list(getattr(cls, "QUICK", ()))
 
 
 def add_scene_arguments(parser: argparse.ArgumentParser) -> None:

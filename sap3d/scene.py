@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import platform
 import re
 import resource
 import shutil
+import sys
 import tempfile
 import time
 import zipfile
@@ -350,12 +352,18 @@ def file_hash(path: Path) -> str:
         for child in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{child.relative_to(path)}:{file_hash(child)}\n".encode())
     elif path.is_file():
-        with open(path, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+        state = path.stat()
+        return _content_hash(path, state.st_size, state.st_mtime_ns)
     else:
         return "missing"
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _content_hash(path: Path, size: int, mtime_ns: int) -> str:
+    """SHA-256 of a file as it is at that size and time: published weights have 5 GB, and a stage asks several times."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def stage_complete(record: Path, config: Mapping, inputs: Mapping[str, Path], outputs: list[Path]) -> bool:
@@ -395,6 +403,14 @@ def fingerprint(config: Mapping, inputs: Mapping[str, Path]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _peak_gpu_mb() -> int | None:
+    """The most that PyTorch has held of any GPU since the process began, MB; None where no GPU was used."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return round(max(torch.cuda.max_memory_reserved(device) for device in range(torch.cuda.device_count())) / 2**20)
+
+
 @contextlib.contextmanager
 def completion_record(record: Path, stage: str, config: Mapping, inputs: Mapping[str, Path]) -> Iterator[dict]:
     """Removes a stale record, runs the block, then writes the new record last. The yielded dict takes further entries.
@@ -410,13 +426,14 @@ def completion_record(record: Path, stage: str, config: Mapping, inputs: Mapping
     extra: dict = {}
     start, meter = time.time(), EnergyMeter()
     yield extra
-    joules = meter.joules()
+    joules, gpu = meter.joules(), _peak_gpu_mb()
     entries = {
         "stage": stage,
         "config": json.loads(json.dumps(config)),
         "inputs": hashes,
         "seconds": round(time.time() - start + extra.pop("resumed_seconds", 0.0), 2),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        **({} if gpu is None else {"peak_gpu_memory_mb": gpu}),
         **({} if joules is None else {"energy_joules": round(joules, 1)}),
         "versions": {"sap3d": __version__, "python": platform.python_version(), **_package_versions("torch", "diffusers", "numpy")},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),

@@ -396,6 +396,7 @@ def test_regularisers_resemble_the_photos():
     assert [i.uid for i in choose_regularisers(scene, photos, "random", 3, 1)] == [i.uid for i in choose_regularisers(scene, photos, "random", 3, 1)]
     with pytest.raises(InputError, match="similar"):
         choose_regularisers(scene, photos, "best", 5, 0)
+    assert choose_regularisers(scene, photos, "similar", 1, 0, 256)[0].images.shape[1:] == (256, 256, 4)
 
 
 def test_a_list_of_regularisers_beside_the_photos_decides(tmp_path):

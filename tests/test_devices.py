@@ -91,7 +91,7 @@ def test_bfloat16_moves_no_places_and_rounds_no_pictures(monkeypatch):
     def pictures():
         latents = model.encode_target(PHOTOS[:, :3])
         model.sweep(features.concat[:, None], pose, model.vae)
-        return latents, model.decode(latents)
+        return latents, model.decode(latents), model.cc_projection(features.tokens[:, None], pose)
 
     exact = pictures()
     with torch.autocast("cpu", torch.bfloat16):

@@ -14,7 +14,7 @@ from camerabooth.camera_table import CameraTable
 from relposepp.config import RelPoseConfig
 from sap3d import errors, presets
 from sap3d.cameras import Camera
-from sap3d.config import load_config
+from sap3d.config import load_config, stage_arguments
 from sap3d.errors import InputError
 from sap3d.zero123 import load_personal, save_personal, tiny_random_model
 from sap3d.zero123.lora import add_lora, is_lora
@@ -64,6 +64,20 @@ def test_presets_are_settings_of_the_stages(tmp_path, monkeypatch):
         assert load_config(RelPoseConfig, preset=name).weights == str(tmp_path / "weights/relposepp")
     with pytest.raises(InputError, match="available: full"):
         load_config(BoothConfig, preset="huge")
+
+
+def test_quick_keeps_test_time_training_of_a_large_model(tmp_path, monkeypatch):
+    """The small model's six steps would leave low-rank changes of published weights at nothing."""
+    monkeypatch.setenv("ROOT_DIR", str(tmp_path))
+    (tmp_path / "weights/zero123").mkdir(parents=True)
+
+    def quick(cls, *options):
+        return stage_arguments("", cls, ["--type", "T", "--object", "o", "--views", "2", "--quick", *options])[1]
+
+    full, small = quick(BoothConfig, "--preset=full", "nvs_steps=9"), load_config(BoothConfig, None, BoothConfig.QUICK)
+    assert (full.steps, full.steps_per_extra_view, full.nvs_steps, full.trained) == (120, 20, 9, "lora")
+    assert quick(BoothConfig) == quick(BoothConfig, "--preset=tiny") == small
+    assert quick(RECON.ReconConfig, "--preset=full").steps == load_config(RECON.ReconConfig, None, RECON.ReconConfig.QUICK).steps
 
 
 def test_weights_in_half_precision_cannot_be_trained_whole():
@@ -165,3 +179,9 @@ def test_messages_name_the_card_and_the_measured_need(tmp_path, monkeypatch):
     check_card(tmp_path, "cpu", "train")
     with pytest.raises(InputError, match="Small Card has 4.0 GB; train .* needs 9.5 GB"):
         check_card(tmp_path, "cuda", "train")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(InputError, match="Small Card has no bfloat16 .* booth.weights_dtype=fp16"):
+        check_card(tmp_path, "cuda", "train", "bf16")
+    with pytest.raises(InputError, match="needs 9.5 GB"):
+        check_card(tmp_path, "cuda", "train", "fp16")
+    check_card(tmp_path, "cpu", "train", "bf16")

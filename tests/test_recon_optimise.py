@@ -112,6 +112,27 @@ def test_tiled_distillation_equals_plain(residual, condition, multiplane):
     assert torch.allclose(*gradients, atol=1e-5 * gradients[0].abs().max().item())
 
 
+@pytest.mark.parametrize("residual", ["latent", "image"])
+def test_the_encoder_keeps_a_graph_only_where_the_gradient_goes_through_it(residual, monkeypatch):
+    model, graphs = tiny_random_model(), []
+    encode = model.encode_target
+    monkeypatch.setattr(model, "encode_target", lambda image: (encoded := encode(image), graphs.append(encoded.requires_grad))[0])
+    guidance = prior.Guidance(model, PHOTOS, CAMERAS, tiny_config(sds_residual=residual))
+    guidance.gradient(torch.rand(1, 3, model.image_size, model.image_size), Camera.from_degrees(10, 50), 0.3, torch.Generator().manual_seed(9))
+    assert graphs == [residual == "latent"]
+
+
+def test_a_model_without_a_sweep_is_shown_photos_of_its_own_size(monkeypatch):
+    """As test-time training has shown them; a sweep uses what they have beyond that."""
+    large = {name: np.repeat(np.repeat(photo, 4, 0), 4, 1) for name, photo in PHOTOS.items()}
+    for planes in (0, 4):
+        model, sizes = tiny_random_model(planes=planes), []
+        encode = model.encode_condition
+        monkeypatch.setattr(model, "encode_condition", lambda images, cover: sizes.append(images.shape[-1]) or encode(images, cover))  # noqa: B023
+        prior.Guidance(model, large, CAMERAS, tiny_config())
+        assert sizes == [model.image_size if planes == 0 else min(photo.shape[0] for photo in large.values())]
+
+
 def test_latent_gradient_is_that_of_the_published_loss():
     config = tiny_config(sds_residual="latent", sds_condition="first")
     model = tiny_random_model()

@@ -144,6 +144,22 @@ def test_reranking_finds_the_true_cameras_with_a_network_that_is_nearly_blind(vi
     assert rotation_angle_deg(best.rotations(), expected).max() < 4
 
 
+def test_a_network_that_counts_decides_where_outlines_do_not():
+    """A grey ball looks alike from everywhere: without a weight the network has no say, with one it has."""
+    ball = [(np.zeros(3), 0.4, np.full(3, 0.5))]
+    images = [render(camera, 128, ball) for camera in CAMERAS[:2]]
+    expected = rot.look_at_rotation(ELEVATION[:2], AZIMUTH[:2])
+    grid = Grid.from_degrees((-40.0, 70.0), 10.0, 10.0)
+    tables, effort = Tables.of(TrueScores(expected, width_deg=25.0, elevations=False), grid), Effort(starts=3000, keep_first=120, keep=80, stirred=10, copies=8)
+
+    def error(weight):
+        best = Reranker.of(tables, grid, images, effort, candidates=200, judged=False, network_weight=weight).run([])[0]
+        relative = [r[1] @ r[0].T for r in (best.rotations(), expected)]
+        return float(rotation_angle_deg(*relative))
+
+    assert error(20.0) < 25 < error(0.0)
+
+
 # --- colours at the outline -------------------------------------------------------------------------------------------
 def test_outline_points_of_a_disc_lie_inside_it_with_radial_normals():
     line = torch.arange(128) + 0.5 - 64

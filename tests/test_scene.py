@@ -1,6 +1,7 @@
 """Scene files: paths, camera files, atomic writes and completion records, also under SIGKILL."""
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -319,3 +320,29 @@ def test_file_hash_sees_names_and_contents(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     assert file_hash(tmp_path) != first and len(first) == 64
     assert scenes.file_hash(tmp_path / "b") == __import__("hashlib").sha256(b"1").hexdigest()
+
+
+def test_a_file_is_read_once_for_its_hash_until_it_changes(tmp_path, monkeypatch):
+    path, read = tmp_path / "weights", []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda stream, name: read.append(stream.name) or digest(stream, name))
+    path.write_text("1")
+    first = file_hash(path)
+    assert file_hash(path) == first == file_hash(tmp_path / "." / "weights") and len(read) == 1
+    path.write_text("2")
+    os.utime(path, ns=(0, 0))  # another time, whatever the clock's steps are
+    assert file_hash(path) != first and len(read) == 2
+
+
+def test_a_record_tells_what_gpus_held(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    record = tmp_path / "record.json"
+    with completion_record(record, "s", {}, {}):
+        pass
+    assert "peak_gpu_memory_mb" not in read_json(record)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: (3 + device) * 2**20)
+    with completion_record(record, "s", {}, {}):
+        pass
+    assert read_json(record)["peak_gpu_memory_mb"] == 4

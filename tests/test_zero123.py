@@ -11,13 +11,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from sap3d.cameras import Camera, pose_condition
+from sap3d.cameras import FOV_RAD, Camera, pose_condition
 from sap3d.errors import InputError
 from sap3d.zero123 import Zero123, load_personal, load_zero123, save_personal, tiny_random_model
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
-from sap3d.zero123.model import CameraProjection
+from sap3d.zero123.model import CameraProjection, at_protocol_fov
 from sap3d.zero123.personal import FILE, weights_hash
-from sap3d.zero123.sampler import condition_probabilities, sample_views, sampling_timesteps
+from sap3d.zero123.sampler import condition_probabilities, ddim_step, sample_views, sampling_timesteps
 
 TARGETS = [Camera.from_degrees(e, a) for e, a in ((0, 0), (30, 100), (-20, 200), (10, 300), (45, 179))]
 CONDITIONS = [Camera.from_degrees(0, 0), Camera.from_degrees(30, 90), Camera.from_degrees(0, 270, 1.7)]
@@ -112,11 +112,25 @@ def test_wrong_shapes_raise(model, features):
 def test_camera_projection_starts_as_the_identity_on_tokens():
     projection = CameraProjection(8, 8)
     tokens = torch.randn(2, 5, 8)
-    assert torch.equal(projection(tokens, torch.zeros(2, 4)), tokens)
-    moved = projection(tokens, torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2)) - tokens
+    assert torch.equal(projection(tokens, torch.zeros(2, 8)), tokens)
+    tangent = np.tan(FOV_RAD / 2)
+    moved = projection(tokens, torch.tensor([[0.1, 0.2, 0.3, 0.4, 1.0, 1.5, tangent, tangent]] * 2)) - tokens
     assert torch.allclose(moved[0], projection.linear.weight[:, 8:] @ torch.tensor([0.1, 0.2, 0.3, 0.4]) + torch.zeros(5, 8), atol=1e-6)
     with pytest.raises(ValueError):
         CameraProjection(tokens="all")
+
+
+def test_the_published_condition_counts_radii_at_its_own_field_of_view():
+    """A camera that shows the object as large as another from the same side is at the same place to a model that has seen one field of view."""
+    condition = Camera.from_degrees(10, 40)
+    for fov_deg in (25, 44.6, 60):
+        tangent = np.tan(np.deg2rad(fov_deg) / 2)
+        same = Camera.from_degrees(10, 40, condition.radius * np.tan(FOV_RAD / 2) / tangent, fov_deg)
+        for pose in poses([same, condition], [condition, same]):
+            assert abs(float(pose[3])) > 0.1 and at_protocol_fov(pose).tolist() == pytest.approx([0, 0, 1, 0], abs=1e-6)
+    for target in TARGETS:
+        pose = poses([target], CONDITIONS[2:])
+        torch.testing.assert_close(at_protocol_fov(pose), pose[:, :4], atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -244,6 +258,27 @@ def test_all_photos_condition_every_step_and_are_prepared_once(model, features, 
     assert seen[0][1][4].numpy() == pytest.approx(np.stack([pose_condition(TARGETS[4], c) for c in CONDITIONS]), abs=1e-6)
     with pytest.raises(InputError, match="plane sweep"):
         sample_views(published_form(), features, CONDITIONS, TARGETS, strategy="all")
+
+
+@pytest.mark.parametrize("eta", (0.0, 0.4, 1.0))
+@torch.no_grad()
+def test_a_step_is_that_of_the_scheduler_s_own_sampler(eta):
+    model = published_form()
+    timesteps = sampling_timesteps(model, 8)
+    generator = torch.Generator().manual_seed(0)
+    latents, out, fresh = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
+    model.guided = lambda *_: out
+    for step in (0, 5, 7):
+        expected = model.scheduler.step(out, timesteps[step], latents, eta=eta, variance_noise=fresh if eta else None).prev_sample
+        torch.testing.assert_close(ddim_step(model, latents, timesteps, step, None, None, 1.0, eta, fresh), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_fresh_noise_depends_on_seed_and_view_alone(model, features):
+    views = sample_views(model, features, CONDITIONS, TARGETS, steps=3, seed=5, eta=1.0)
+    for size in (1, 2):
+        assert torch.allclose(views, sample_views(model, features, CONDITIONS, TARGETS, steps=3, seed=5, eta=1.0, batch_size=size), atol=1e-3)
+    assert not torch.allclose(views, sample_views(model, features, CONDITIONS, TARGETS, steps=3, seed=5), atol=1e-2)
+    assert torch.equal(sample_views(model, features, CONDITIONS, TARGETS, steps=1, seed=5), sample_views(model, features, CONDITIONS, TARGETS, steps=1, seed=5))
 
 
 def test_sampler_finds_what_a_perfect_model_knows(model, features, monkeypatch):

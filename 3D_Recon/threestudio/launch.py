@@ -86,7 +86,7 @@ def _reconstruction(scene, config, photos, cameras):
         from sap3d.zero123 import load_personal, load_zero123
         from sap3d.zero123.memory import DTYPES, check_card, prepare
 
-        check_card(Path(config.model or BUNDLED_ZERO123), device, "sds")
+        check_card(Path(config.model or BUNDLED_ZERO123), device, "sds", config.weights_dtype)
         model = load_personal(scene.personal_dir, base=load_zero123(config.model or None, dtype=DTYPES[config.weights_dtype]))
         prepare(model, device, config.vae_slicing, config.offload)
         model.requires_grad_(False)

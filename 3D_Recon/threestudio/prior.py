@@ -29,7 +29,8 @@ class Guidance:
         self.size = min(config.sds_size or model.image_size, model.image_size)
         self.strategy = config.sds_condition if config.sds_condition == "mean" else resolve_strategy(config.sds_condition, model)
         self.cameras = [cameras[name] for name in photos]
-        size = max(min(image.shape[0] for image in photos.values()), model.image_size)
+        # A plane sweep uses what photos have beyond the model's size; a learned encoder is asked about the pictures that stage 2 has trained it on.
+        size = model.image_size if model.sweep is None else max(min(image.shape[0] for image in photos.values()), model.image_size)
         views = photos_over_white(photos, size).to(model.device)
         with torch.no_grad():
             self.features = model.encode_condition(views[:, :3], views[:, 3:])
@@ -68,8 +69,10 @@ class Guidance:
         t = torch.full((1,), min(max(round(level * model.num_timesteps), 0), model.num_timesteps - 1), dtype=torch.long, device=model.device)
         chosen = self.conditions(camera, generator)
         pose = torch.from_numpy(np.stack([pose_condition(camera, c) for c in self.cameras])).float()[chosen].to(model.device)
-        image = image.detach().to(model.device).requires_grad_(True)
-        latent = model.encode_target(image)
+        through_encoder = config.sds_residual == "latent"
+        image = image.detach().to(model.device).requires_grad_(through_encoder)
+        with torch.set_grad_enabled(through_encoder):
+            latent = model.encode_target(image)
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         with torch.no_grad():
             noisy = model.add_noise(latent.detach(), noise, t)
@@ -80,7 +83,7 @@ class Guidance:
             clean = model.predicted_original(out.mean(0, keepdim=True), noisy, t)
             alpha = model.alphas_cumprod[t]
             level_weight = (alpha * (1 - alpha)).sqrt().view(-1, 1, 1, 1)
-            if config.sds_residual == "image":
+            if not through_encoder:
                 decoded = F.interpolate(model.decode_beside(clean, guess if guess is None else guess.mean(0, keepdim=True)), image.shape[-2:], mode="area")
                 return level_weight * (image - decoded)
         return torch.autograd.grad(latent, image, (level_weight * (latent.detach() - clean)).to(latent.dtype))[0]

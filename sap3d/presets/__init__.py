@@ -29,16 +29,7 @@ def preset_settings(name: str, section: str, with_weights: bool = True) -> dict:
 
     with_weights: false leaves those settings out. Raises InputError for an unknown preset, and for weights that are not there.
     """
-    import yaml
-
-    path = FOLDER / f"{name}.yaml"
-    if name not in preset_names():
-        raise InputError(f"preset {name!r} is unknown; available: {', '.join(preset_names())}")
-    try:
-        sections = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({first_line(error)})") from None
-    settings = dict(sections.get(section) or {})
+    settings = dict(_sections(name).get(section) or {})
     for key, value in list(settings.items()):
         model = value[1:-1] if isinstance(value, str) and value.startswith("{") else None
         if model in _WEIGHTS and not with_weights:
@@ -49,6 +40,24 @@ def preset_settings(name: str, section: str, with_weights: bool = True) -> dict:
                 raise InputError(f"preset {name}: {folder} is missing; python -m sap3d.weights says where the published weights are and how they get there")
             settings[key] = str(folder)
     return settings
+
+
+def quick_settings(name: str, section: str) -> list[str] | None:
+    """What ``--quick`` changes of a preset's stage, as key=value; None where the preset leaves that to the stage (its ``QUICK``)."""
+    settings = (_sections(name).get("quick") or {}).get(section)
+    return settings and [f"{key}={value}" for key, value in settings.items()]
+
+
+def _sections(name: str) -> dict:
+    import yaml
+
+    path = FOLDER / f"{name}.yaml"
+    if name not in preset_names():
+        raise InputError(f"preset {name!r} is unknown; available: {', '.join(preset_names())}")
+    try:
+        return yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({first_line(error)})") from None
 
 
 def measured_need(preset: str, stage: str) -> float | None:

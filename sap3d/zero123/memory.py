@@ -38,16 +38,18 @@ def prepare(model: Zero123, device: str, vae_slicing: bool = False, offload: boo
     return model
 
 
-def check_card(folder: Path, device: str, stage: str) -> None:
+def check_card(folder: Path, device: str, stage: str, dtype: str = "fp32") -> None:
     """Raises InputError before anything is loaded where the GPU is smaller than the smallest need measured of ``stage`` (train,
-    novel_views, sds) at the published size. Small models and the CPU are let through."""
+    novel_views, sds) at the published size, or would emulate the ``dtype`` that the networks are kept in. Small models and the CPU are let through."""
     from sap3d.presets import measured_need
 
     unet = Path(folder) / "unet"
     size = sum(path.stat().st_size for path in unet.glob("*.safetensors")) if unet.is_dir() else 0
     need = measured_need("full-11gb", stage)
-    if not device.startswith("cuda") or size < _FULL_SIZE_BYTES or need is None:
+    if not device.startswith("cuda") or size < _FULL_SIZE_BYTES:
         return
     card = torch.cuda.get_device_properties(device)
-    if card.total_memory / 1e9 < need:
+    if dtype == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(f"{card.name} has no bfloat16 and would emulate it, several times slower: set booth.precision=fp16, booth.weights_dtype=fp16 and recon.weights_dtype=fp16, or take --preset=full-11gb")
+    if need is not None and card.total_memory / 1e9 < need:
         raise InputError(f"{card.name} has {card.total_memory / 1e9:.1f} GB; {stage} of the published model needs {need:.1f} GB at least (measured, --preset full-11gb): use a larger card, or --preset tiny")

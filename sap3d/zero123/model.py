@@ -7,6 +7,7 @@ a folder in diffusers' format: unet/, vae/, image_encoder/, cc_projection/, sche
 from __future__ import annotations
 
 import json
+import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
+from sap3d.cameras import FOV_RAD
 from sap3d.errors import InputError, explaining, first_line
 from sap3d.scene import BUNDLED_ZERO123, atomic_dir, write_json
 from sap3d.zero123.autoencoder import PatchPCAAutoencoder
@@ -72,6 +74,17 @@ class ConditionFeatures:
         return replace(self, photos=None)
 
 
+def at_protocol_fov(pose: Tensor) -> Tensor:
+    """Zero-1-to-3's T (..., 4) of poses (..., 8): radii are those from which a camera of the protocol's field of view shows the object as large.
+
+    The published model has seen that field of view alone, so that a radius is a size in the picture to it. With the protocol's cameras T
+    is as it stands in the pose.
+    """
+    condition, target = (pose[..., k] / math.tan(FOV_RAD / 2) for k in (6, 7))
+    radius = (pose[..., 3] + pose[..., 5]) * target - pose[..., 5] * condition
+    return torch.cat([pose[..., :3], radius[..., None]], -1)
+
+
 class CameraProjection(nn.Module):
     """``cc_projection``: token and pose (D + 4) to the cross-attention token (D). Starts as the identity on the token.
 
@@ -89,9 +102,12 @@ class CameraProjection(nn.Module):
             self.linear.bias.zero_()
 
     def forward(self, tokens: Tensor, pose: Tensor) -> Tensor:
-        """tokens (..., L, D), pose (..., 8) to (..., L, output_dim)."""
+        """tokens (..., L, D), pose (..., 8) to (..., L, output_dim). Never rounded: in bfloat16 a pose has steps of a fifth of a degree."""
+        if self.pose_dim == 4:
+            pose = at_protocol_fov(pose)
         pose = pose[..., None, : self.pose_dim].to(tokens.dtype).expand(*tokens.shape[:-1], -1)
-        return self.linear(torch.cat([tokens, pose], dim=-1))
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.linear(torch.cat([tokens, pose], dim=-1))
 
     def config(self) -> dict:
         token_dim = self.linear.in_features - self.pose_dim

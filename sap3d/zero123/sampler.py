@@ -57,13 +57,22 @@ def sampling_timesteps(model: Zero123, steps: int) -> Tensor:
     return model.scheduler.timesteps.clone()
 
 
-def ddim_step(model: Zero123, latents: Tensor, timesteps: Tensor, step: int, tokens: Tensor, concat: Tensor, guidance_scale: float) -> Tensor:
-    """Latents (B, C, h, w) after step ``step`` of a deterministic, guided DDIM run (arXiv 2010.02502, eq. 12, sigma 0)."""
+def ddim_step(
+    model: Zero123, latents: Tensor, timesteps: Tensor, step: int, tokens: Tensor, concat: Tensor, guidance_scale: float, eta: float = 0.0, fresh: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """Latents (B, C, h, w) after step ``step`` of a guided DDIM run (arXiv 2010.02502, eq. 12; sigma of eq. 16, ``eta`` times DDPM's).
+
+    fresh: standard normal noise of the latents' shape, which a step with ``eta`` above 0 puts in.
+    """
     times = torch.full((len(latents),), int(timesteps[step]), device=model.device)
     out = model.guided(latents, times, tokens, concat, guidance_scale)
     original, noise = model.predicted_original(out, latents, times), model.predicted_noise(out, latents, times)
     alpha = model.alphas_cumprod[timesteps[step + 1]] if step + 1 < len(timesteps) else final_alpha(model)
-    return alpha.sqrt() * original + (1 - alpha).sqrt() * noise
+    if not eta:
+        return alpha.sqrt() * original + (1 - alpha).sqrt() * noise
+    now = model.alphas_cumprod[timesteps[step]]
+    variance = eta**2 * (1 - alpha) / (1 - now) * (1 - now / alpha)
+    return alpha.sqrt() * original + (1 - alpha - variance).clamp_min(0).sqrt() * noise + variance.sqrt() * fresh
 
 
 def final_alpha(model: Zero123) -> Tensor:
@@ -87,13 +96,14 @@ def sample_views(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
     guide: Guide | None = None,
+    eta: float = 0.0,
 ) -> Tensor:
     """Images (T, 3, S, S) in [0, 1] of the object from the target cameras; S is the model's size, or that of the photos where
     the model makes first guesses from larger ones.
 
     ``features`` are those of the condition images, in the order of ``condition_cameras``. The noise of a view depends
     on the seed and on the view's index alone, so that batch size does not change the result beyond rounding.
-    guide: makes the first guesses of a model that begins with one.
+    guide: makes the first guesses of a model that begins with one; eta: see ``ddim_step``.
     """
     strategy = resolve_strategy(strategy, model)
     timesteps = sampling_timesteps(model, steps)
@@ -110,7 +120,9 @@ def sample_views(
     images = []
     for start in range(0, len(target_cameras), batch_size):
         index = torch.arange(start, min(start + batch_size, len(target_cameras)))
-        latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 100_003 + int(i))) for i in index]).to(model.device)
+        generators = [torch.Generator().manual_seed(seed * 100_003 + int(i)) for i in index]
+        noise = lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)  # noqa: B023, E731
+        latents = noise()
         prepared = guess = None
         for step in range(len(timesteps)):
             if prepared is None or choices.shape[1] > 1:
@@ -121,7 +133,7 @@ def sample_views(
                     own = partial(model.first_guess, conditions, pose, size)
                     guess = own() if guide is None else guide([target_cameras[int(i)] for i in index], own, size or model.image_size).to(model.device)
                 prepared = model.conditions(conditions, pose, guess)
-            latents = ddim_step(model, latents, timesteps, step, *prepared, guidance_scale)
+            latents = ddim_step(model, latents, timesteps, step, *prepared, guidance_scale, eta, noise() if eta else None)
         images.append(model.decode_beside(latents, guess))
         if on_batch:
             on_batch(int(index[-1]) + 1)
