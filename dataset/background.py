@@ -25,6 +25,14 @@ EDGE_RADIUS = 1 / 150  # radius of the guided filter over the picture's longer s
 EDGE_EPSILON = 1e-3  # its regularisation: squared contrast that counts as an edge
 
 
+def network_file(model: Path | None = None) -> Path:
+    """The ONNX file to use: ``model``, or the bundled one; raises InputError when it is no file."""
+    path = Path(model) if model else U2NETP
+    if not path.is_file():
+        raise InputError(f"{path}: no such network; give --model an ONNX file, or leave it out for the bundled one")
+    return path
+
+
 class Segmenter:
     """``alpha(rgb)`` of any picture by an ONNX network. Input size and names are read from the file."""
 
@@ -36,9 +44,7 @@ class Segmenter:
                 "background removal needs onnxruntime: python -m pip install -r requirements-photos.txt with the Python that runs this, "
                 "or give photos with a transparent background or masks"
             ) from None
-        self.path = Path(model) if model else U2NETP
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such network; give --model an ONNX file, or leave it out for the bundled one")
+        self.path = network_file(model)
         if not model and hashlib.sha256(self.path.read_bytes()).hexdigest() != U2NETP_SHA256:
             raise InputError(f"{self.path}: is damaged; restore it with git checkout {self.path.name} in its folder")
         options = onnxruntime.SessionOptions()

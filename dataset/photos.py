@@ -18,17 +18,20 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from dataset.background import Segmenter, object_box, problems
+from dataset.background import Segmenter, network_file, object_box, problems
 from sap3d.cameras import FOV_RAD
 from sap3d.errors import ArgumentParser, InputError, cli, first_line
-from sap3d.images import SUFFIXES, open_image
-from sap3d.scene import atomic_dir, check_name, file_hash, read_json, root_dir, write_json
+from sap3d.images import SUFFIXES, mask_of, open_image, transparency
+from sap3d.scene import REPOSITORY, atomic_dir, check_name, file_hash, read_json, root_dir, write_json
 
 HEIC = (".heic", ".heif")
+NOT_READ = (".tif", ".tiff", ".bmp", ".gif", ".avif", ".jfif", ".dng")  # pictures too, so that leaving them out is said
+FOLDER_BROWSERS = (".DS_Store", "Thumbs.db")  # leave these in every folder that they show
 MAX_PHOTOS = 64
 ENOUGH_PHOTOS = 5  # with four, one of six objects had photos on the wrong side (docs/PHOTOS.md)
 FILL = 0.8  # longer side of the largest object's box over the side of the crops: what the protocol's cameras show
@@ -63,13 +66,18 @@ class Photo:
 
 # --- reading ------------------------------------------------------------------------------------------------------------
 def find_photos(folder: Path) -> list[Path]:
-    """The pictures in ``folder`` (or its ``images``) by name, numbers in names counted; raises InputError when there are none."""
+    """The pictures in ``folder`` (or its ``images``) by name, numbers in names counted; raises InputError when there are none, or two of one name."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds the photos")
     folder = folder / "images" if (folder / "images").is_dir() else folder
     paths = [p for p in folder.iterdir() if p.suffix.lower() in (*SUFFIXES, *HEIC) and p.is_file() and not p.name.startswith(".")]
     if not paths:
         raise InputError(f"{folder}: holds no photos; JPEG, PNG, WebP and HEIC are read")
+    stems: dict[str, str] = {}
+    for path in sorted(paths):  # a phone's HEIC and its JPEG are one photo, not two views
+        if path.stem in stems:
+            raise InputError(f"{folder}: {stems[path.stem]} and {path.name} have the same name with different endings; keep one of them")
+        stems[path.stem] = path.name
     if len(paths) > MAX_PHOTOS:
         raise InputError(f"{folder}: holds {len(paths)} photos, at most {MAX_PHOTOS} are read; five to eight from all sides are enough")
     return sorted(paths, key=lambda p: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", p.name)])
@@ -121,6 +129,9 @@ def read_photo(path: Path, segmenter) -> Photo:
         mask_from = network.path.name
     warnings = problems(alpha)
     if object_box(alpha) is None:
+        mask_path = find_mask(path)
+        if mask_path is not None:
+            raise InputError(f"{mask_path}: no object was found in it; make the object white on black or cut it out, or remove the mask")
         raise InputError(f"{path}: no object was found in it; remove the photo, or give masks/{path.stem}.png")
     if agreement < 0.8:
         warnings.append(f"two looks at it agree by {agreement:.0%} only: a part may be missing, or background taken in")
@@ -149,12 +160,9 @@ def _alpha_of(path: Path, image: Image.Image, upright: Image.Image) -> tuple[Ima
             mask = mask.transpose(QUARTER_TURNS[image.getexif()[ORIENTATION]])
         if mask.size != upright.size:
             raise InputError(f"{mask_path}: mask is {mask.size} but {path.name} is {upright.size}; make them the same size")
-        return mask.convert("L"), mask_path.name
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        channel = upright.convert("RGBA").getchannel("A")
-        if channel.getextrema()[0] < 128:  # an alpha channel that hides nothing says nothing about the object
-            return channel, "alpha"
-    return None, ""
+        return mask_of(mask), mask_path.name
+    channel = transparency(upright)
+    return (channel, "alpha") if channel is not None else (None, "")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -192,17 +200,38 @@ def crop_sides(photos: list[Photo], each: bool) -> list[float]:
 def crop(photo: Photo, side: float, size: int) -> np.ndarray:
     """RGBA uint8 (size, size, 4): the square of ``side`` pixels around the middle of the object's box, transparent outside the photo."""
     top, bottom, left, right = photo.box
-    row, column = (top + bottom) / 2, (left + right) / 2
-    box = (column - side / 2, row - side / 2, column + side / 2, row + side / 2)
-    pad = int(np.ceil(max(0, -box[0], -box[1], box[2] - photo.rgb.shape[1], box[3] - photo.rgb.shape[0]))) + 1
-    premultiplied = np.pad(np.concatenate([photo.rgb * photo.alpha[..., None], photo.alpha[..., None]], -1), ((pad, pad), (pad, pad), (0, 0)))
-    moved = tuple(value + pad for value in box)
-    planes = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(premultiplied[..., c])).resize((size, size), Image.Resampling.BICUBIC, box=moved)).clip(0, 1)
-        for c in range(4)
-    ]
-    rgb = np.stack(planes[:3], -1) / np.maximum(planes[3][..., None], 1e-4)
-    return (np.concatenate([rgb.clip(0, 1), planes[3][..., None]], -1) * 255 + 0.5).astype(np.uint8)
+    rows, columns = (_part((low + high - side) / 2, side / size, size, length) for low, high, length in zip((top, left), (bottom, right), photo.alpha.shape))
+    alpha = photo.alpha[rows.source, columns.source][..., None]
+    premultiplied = np.concatenate([photo.rgb[rows.source, columns.source] * alpha, alpha], -1)
+    shape = (columns.target.stop - columns.target.start, rows.target.stop - rows.target.start)
+    box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
+    out = np.zeros((size, size, 4), np.float32)
+    for c in range(4):
+        padded = Image.fromarray(np.pad(premultiplied[..., c], (rows.pad, columns.pad)))
+        out[rows.target, columns.target, c] = np.asarray(padded.resize(shape, Image.Resampling.BICUBIC, box=box)).clip(0, 1)
+    out[..., :3] = (out[..., :3] / np.maximum(out[..., 3:], 1e-4)).clip(0, 1)
+    return (out * 255 + 0.5).astype(np.uint8)
+
+
+class _Part(NamedTuple):
+    """Along one axis of a crop: the part of it that the photo reaches, and what that is made of."""
+
+    target: slice  # pixels of the crop
+    source: slice  # pixels of the photo
+    pad: tuple[int, int]  # empty ones before and after them
+    box: tuple[float, float]  # where ``target`` lies among those and these
+
+
+def _part(start: float, step: float, size: int, length: int) -> _Part:
+    """start: where the crop begins in the photo, whose side is ``length``. step: photo pixels a pixel of the crop.
+
+    Only what the photo reaches is computed: padded to the whole crop, a photo with ten times the zoom of the others would take gigabytes.
+    """
+    reach = 2 * max(step, 1.0)  # of the bicubic filter
+    first, last = max(0, int(np.floor((-reach - start) / step))), min(size, int(np.ceil((length + reach - start) / step)))
+    low, high = int(np.floor(start + first * step - reach)), int(np.ceil(start + last * step + reach))
+    source = slice(max(0, low), min(length, high))
+    return _Part(slice(first, last), source, (source.start - low, high - source.stop), (start + first * step - low, start + last * step - low))
 
 
 def set_warnings(photos: list[Photo]) -> list[str]:
@@ -251,20 +280,32 @@ def preview(photos: list[Photo], crops: list[np.ndarray], tile: int = 220) -> Im
 def import_photos(folder: Path, type_: str, name: str, root: Path, model: Path | None = None, size: int = 512, crops: str = "common", report=print) -> Path:
     """Import one object; the folder that was written. ``report`` takes lines of progress.
 
-    Raises InputError for a folder without usable photos, and for an object of that name that was not made here.
+    Raises InputError for a folder without usable photos, and for an object of that name that was not made here or that files were added to.
     """
     check_name(type_, "dataset type")
     check_name(name, "object name")
-    target = root / "dataset" / "data" / "train" / type_ / name
-    if target.exists() and not (target / "photos.json").is_file():
-        raise InputError(f"{target}: was not made from photos by this program and is not replaced; choose another --type or --name")
+    target, bundled = (base / "dataset" / "data" / "train" / type_ / name for base in (root, REPOSITORY))
+    for there in (target, bundled):  # what is missing below the root is read in the repository: true views and mesh of the object there, say
+        if there.exists() and not (there / "photos.json").is_file():
+            raise InputError(f"{there}: was not made from photos by this program and is not replaced; choose another --type or --name")
+    if model:
+        network_file(model)
     paths = find_photos(Path(folder))
+    source = paths[0].parent.resolve()
+    if target.resolve() in (source, *source.parents):
+        raise InputError(f"{folder}: is the folder that the import writes; give the folder of the photos it was made from, or choose another --name")
+    left_out = sorted(p.name for p in source.iterdir() if p.suffix.lower() in NOT_READ and not p.name.startswith("."))
+    if left_out:
+        report(f"left out: {', '.join(left_out)} (JPEG, PNG, WebP and HEIC are read)")
     masks = {str(path): find_mask(path) for path in paths}
     settings = {"size": size, "crop": crops, "model": file_hash(model) if model else "u2netp"}
     inputs = [{"file": p.name, "sha256": file_hash(p), "mask": masks[str(p)] and file_hash(masks[str(p)])} for p in paths]
     if _is_imported(target, settings, inputs):
         report(f"{target}: these photos were imported already")
         return target
+    added = _added_files(target)
+    if added:
+        raise InputError(f"{target}: holds files of yours ({', '.join(added)}): move them away or choose another --name")
     seen: dict[str, str] = {}
     for entry in inputs:
         if entry["sha256"] in seen:
@@ -323,6 +364,18 @@ def _is_imported(target: Path, settings: dict, inputs: list[dict]) -> bool:
     except (AttributeError, KeyError, TypeError):
         return False
     return same and not mixed and all(path.is_file() for path in (target / "preview.png", *(target / "images" / f"{view}.png" for view in views)))
+
+
+def _added_files(target: Path) -> list[str]:
+    """What lies in an imported object's folder besides what the import wrote, in short: masks, true cameras, notes. Replacing the folder would delete it."""
+    try:
+        views = list(read_json(target / "photos.json")["views"])
+    except (KeyError, TypeError):  # damaged
+        views = [f"{k:03d}" for k in range(MAX_PHOTOS)]
+    ours = {"photos.json", "preview.png", *(f"images/{view}.png" for view in views)}
+    files = [p.relative_to(target) for p in target.rglob("*") if p.is_symlink() or not p.is_dir()]
+    added = [p for p in files if p.as_posix() not in ours and p.name not in FOLDER_BROWSERS]
+    return sorted({p.as_posix() if p.parts[0] == "images" else p.parts[0] for p in added})
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.images import to_uint8
 from sap3d.mesh_render import MeshRenderer, RenderMesh, load_mesh_normalised
-from sap3d.scene import atomic_dir, check_name, read_json, root_dir, write_json
+from sap3d.scene import REPOSITORY, atomic_dir, check_name, read_json, root_dir, write_json
 
 MAX_VIEWS = 8
 RANDOM_ELEVATIONS_DEG, RANDOM_RADII = (-20.0, 60.0), (1.3, 1.8)  # of random input views; any azimuth
@@ -85,24 +85,30 @@ def render_views(renderer: MeshRenderer, folder: Path, views: dict[str, Camera],
 def render_object(mesh: RenderMesh, type_: str, name: str, root: Path | None = None, settings=RenderSettings()) -> bool:
     """Write one object in the GSO layout under ``root``; False when it was there already: same mesh, same settings.
 
-    Raises InputError when another type has a different object of that name (data/test has no level for the type), and for a folder that was not made here.
+    Raises InputError when another type has a different object of that name (data/test has no level for the type), and for a folder that was not made here;
+    both below ``root`` and in the repository.
     """
     check_name(type_, "dataset type")
     check_name(name, "object name")
     root = root_dir() if root is None else Path(root)
     train, test, model = object_folders(root, type_, name)
     record = {"format": 1, "mesh": mesh_hash(mesh), "settings": settings_record(settings)}
-    source, owner = {"type": type_, "mesh": record["mesh"]}, read_json(test / "source.json")
-    if isinstance(owner, dict) and owner.get("type") != type_ and owner.get("mesh") != source["mesh"]:
-        raise InputError(f"{test}: holds the true views of another object, {owner.get('type')} {name}, and has no level for the type; choose another name")
-    for folder, made in ((train, "render.json"), (test, "source.json")):
-        if folder.exists() and not (folder / made).is_file():
-            remedy = "choose another --name (for a scan: rename its zip or folder), or move that folder away"
-            raise InputError(f"{folder}: was not rendered by this program (it has no {made}) and is not replaced; {remedy}")
+    source = {"type": type_, "mesh": record["mesh"]}
+    for base in (root, REPOSITORY):  # what is missing below the root is read in the repository, so that names must differ from those there too
+        train_there, test_there, _ = object_folders(base, type_, name)
+        owner = read_json(test_there / "source.json")
+        if isinstance(owner, dict) and owner.get("type") != type_ and owner.get("mesh") != source["mesh"]:
+            raise InputError(f"{test_there}: holds the true views of another object, {owner.get('type')} {name}, and has no level for the type; choose another name")
+        for folder, made in ((train_there, "render.json"), (test_there, "source.json")):
+            if folder.exists() and not (folder / made).is_file():
+                remedy = "choose another --name (for a scan: rename its zip or folder), or move that folder away"
+                raise InputError(f"{folder}: was not rendered by this program (it has no {made}) and is not replaced; {remedy}")
     record_path = train / "render.json"
     before = read_json(record_path)
     if before == record and test.is_dir() and (model / "meshes" / "model.obj").is_file():
         return False
+    if isinstance(before, dict) and before.get("mesh") != record["mesh"]:
+        print(f"replaces the earlier {name} (another mesh)", flush=True)
     if train.exists():  # replaced last: until then its record matches no settings, so that a killed run is done again
         write_json(record_path, (before if isinstance(before, dict) else {}) | {"settings": None})
     renderer = MeshRenderer(mesh)

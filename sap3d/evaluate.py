@@ -79,6 +79,7 @@ def _inputs(scene: Scene) -> dict[str, Path]:
         "true_views": scene.truth_test_dir,
         "render_record": scene.train_dir / "render.json",
         "true_mesh": scene.truth_mesh,
+        **({"import": scene.train_dir / "photos.json"} if (scene.train_dir / "photos.json").is_file() else {}),
         **{f"record {index}": path for index, path in enumerate(path for path, _ in _stage_records(scene))},
     }
 
@@ -157,9 +158,10 @@ def _measure_images(scene: Scene, sets: dict, truth: dict, config: EvaluationCon
 
 def _measure_shape(scene, mesh, final, true_poses, truth, result, corrected, notes) -> None:
     """Shape figures: as it stands but for view 0's azimuth (compat), and after alignment by the cameras (corrected)."""
-    if mesh is None or not scene.truth_mesh.is_file():
+    lacking = _without_truth(scene) or ("" if scene.truth_mesh.is_file() else f"{_short(scene, scene.truth_mesh)} is missing")
+    if mesh is None or lacking:
         if mesh is not None:
-            notes.append(f"no true mesh: {_short(scene, scene.truth_mesh)} is missing")
+            notes.append(f"no true mesh: {lacking}")
         return
     true_mesh = load_mesh_normalised(scene.truth_mesh)
     if truth:
@@ -181,7 +183,17 @@ def _measure_shape(scene, mesh, final, true_poses, truth, result, corrected, not
         corrected["shape"] = {"chamfer": scores.chamfer, "iou": scores.iou, **f_scores, "scale": alignment.scale}
 
 
+def _without_truth(scene: Scene) -> str:
+    """Why true views and a mesh of the object's name are not of its photos; empty when they may be. Photos that were imported have a truth only where true cameras lie beside them."""
+    imported = (scene.train_dir / "photos.json").is_file() and not any(scene.truth_poses_dir.glob("*.npy"))
+    return f"the photos were imported, without true cameras in {_short(scene, scene.truth_poses_dir)}" if imported else ""
+
+
 def _true_views(scene: Scene, notes: list[str]) -> dict[str, np.ndarray]:
+    lacking = _without_truth(scene)
+    if lacking:
+        notes.append(f"no true test views: {lacking}")
+        return {}
     folder = scene.truth_test_dir / "images"
     owner = read_json(scene.truth_test_dir / "source.json")  # the folder has no level for the type; without this file it is trusted
     if isinstance(owner, dict) and owner.get("type") != scene.type and owner.get("mesh") != (read_json(scene.train_dir / "render.json") or {}).get("mesh"):

@@ -20,13 +20,13 @@ SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 def load_rgba(path: Path, mask_path: Path | None = None) -> np.ndarray:
     """An image as float32 (H, W, 4) in [0, 1], straight alpha.
 
-    An opaque image takes its alpha from ``mask_path`` (bright = object) when that file exists.
+    The file ``mask_path``, where it exists, takes the place of the image's own alpha (``mask_of``).
     Raises InputError for a missing or unreadable file, an image without any alpha and mask, and an empty object.
     """
     path = Path(path)
-    image = open_image(path)
-    if mask_path is not None and mask_path.is_file():
-        mask = open_image(mask_path).convert("L")
+    image, masked = open_image(path), mask_path is not None and mask_path.is_file()
+    if masked:
+        mask = mask_of(open_image(mask_path))
         if mask.size != image.size:
             raise InputError(f"{mask_path}: mask is {mask.size} but {path.name} is {image.size}; make them the same size")
         image = image.convert("RGB")
@@ -39,8 +39,33 @@ def load_rgba(path: Path, mask_path: Path | None = None) -> np.ndarray:
         )
     rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0
     if rgba[..., 3].max() < 0.05:
+        if masked:
+            raise InputError(f"{mask_path}: leaves every pixel transparent, so there is no object to see; make the object bright in it, or remove it")
         raise InputError(f"{path}: every pixel is transparent, so there is no object to see; check the mask or background removal")
     return rgba
+
+
+def transparency(image: Image.Image) -> Image.Image | None:
+    """The alpha channel of a picture (mode L); None where it has none, or one that hides nothing and so says nothing about the object."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return None
+    channel = image.convert("RGBA").getchannel("A")
+    return channel if channel.getextrema()[0] < 128 else None
+
+
+def mask_of(image: Image.Image) -> Image.Image:
+    """The mask (mode L, bright is object) that a picture is: its transparency where it is a cut-out, else its brightness.
+
+    A label mask, whose object is 1 or a dark colour on black, is spread to black and white.
+    """
+    cut_out = transparency(image)
+    if cut_out is not None:
+        return cut_out
+    mask = image.convert("L")
+    low, high = mask.getextrema()
+    if high == 1 or (low == 0 < high < 128 and mask.getcolors(2) is not None):  # two values: one of them has to be the object
+        mask = mask.point(lambda value: 255 if value else 0)
+    return mask
 
 
 def open_image(path: Path) -> Image.Image:

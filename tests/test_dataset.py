@@ -150,6 +150,31 @@ def test_one_name_in_two_types(tmp_path):
     assert render_object(other, "U", "cube", tmp_path, SMALL)  # a new mesh of the same object
 
 
+def test_names_differ_from_those_in_the_repository_too(tmp_path):
+    """What is missing below another root is read in the repository: true views of one name would be mixed up."""
+    mesh = load_mesh_normalised(write_cube(tmp_path / "source"))
+    with pytest.raises(InputError, match="data/test/teddy_bear: holds the true views of another object, GSO_demo teddy_bear"):
+        render_object(mesh, "T", "teddy_bear", tmp_path, SMALL)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_folder_of_others_in_the_repository_is_not_hidden(tmp_path, monkeypatch):
+    (tmp_path / "repository/dataset/data/train/T/cube/images").mkdir(parents=True)
+    monkeypatch.setattr(render, "REPOSITORY", tmp_path / "repository", raising=False)
+    with pytest.raises(InputError, match="repository/dataset/data/train/T/cube: was not rendered by this program"):
+        render_object(load_mesh_normalised(write_cube(tmp_path / "source")), "T", "cube", tmp_path / "root", SMALL)
+    assert not (tmp_path / "root").exists()
+
+
+def test_another_mesh_of_the_name_is_said_to_replace_it(tmp_path, capsys):
+    mesh = load_mesh_normalised(write_cube(tmp_path / "source"))
+    render_object(mesh, "T", "cube", tmp_path, SMALL)
+    render_object(mesh, "T", "cube", tmp_path, RenderSettings(views=2, input_size=32, test_size=16))
+    assert capsys.readouterr().out == ""
+    render_object(load_mesh_normalised(write_cube(tmp_path / "other", scale=(1.0, 0.6, 0.4))), "T", "cube", tmp_path, SMALL)
+    assert capsys.readouterr().out == "replaces the earlier cube (another mesh)\n"
+
+
 def test_bundled_objects_say_whose_their_true_views_are():
     for folder in (REPOSITORY / "dataset/data/train/GSO_demo").glob("*/"):
         if folder.is_dir():

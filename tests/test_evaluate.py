@@ -175,6 +175,18 @@ def test_true_views_of_another_type_are_left_out(truth, tmp_path, type_, mesh, u
     assert used or "holds those of another object, OTHER car" in notes[0]
 
 
+def test_imported_photos_have_no_truth_of_another_object(scene):
+    """True views and a mesh of the same name are of an object that was rendered before, or bundled, unless true cameras lie beside the imported photos."""
+    write_json(scene.train_dir / "photos.json", {"views": {}})
+    evaluate.main(scene, SMALL)
+    assert read(scene)["2d_psnr_mean"] == 100 and read(scene)["CD"] < 1e-4  # the user's own truth
+    shutil.rmtree(scene.truth_poses_dir)
+    evaluate.main(scene, SMALL)
+    result = read(scene)
+    assert all(result[key] is None for key in HEADLINE_KEYS - {"NAME"}) and result["corrected"].keys() <= {"cameras"}
+    assert [note.split(":")[0] for note in result["notes"] if "the photos were imported, without true cameras in dataset/data" in note] == ["no true test views", "no true mesh"]
+
+
 def test_one_view_and_missing_parts(truth, tmp_path):
     shutil.copytree(truth, tmp_path, dirs_exist_ok=True)
     scene = Scene("TINY", "car", 1, tmp_path)

@@ -83,11 +83,45 @@ def test_masks(scene):
     write(mask, disc()[..., 3])
     assert images.load_input_views(scene)["001"][..., 3] == pytest.approx(disc()[..., 3] / 255)
     write(mask, np.zeros((32, 32), np.uint8))
-    with pytest.raises(InputError, match="transparent"):
+    with pytest.raises(InputError, match="masks/001.png: .*transparent"):
         images.load_input_views(scene)
     write(mask, np.full((16, 16), 255, np.uint8))
     with pytest.raises(InputError, match="same size"):
         images.load_input_views(scene)
+
+
+def masks_of(alpha):
+    """The same mask as programs save it, by what it is."""
+    inside = alpha > 0
+    label = Image.fromarray(inside.astype(np.uint8)).convert("P")
+    label.putpalette([0, 0, 0, 128, 0, 0] + [0] * 762)
+    colours = np.full((*alpha.shape, 3), 255, np.uint8)
+    colours[inside] = (30, 20, 10)  # the object is darker than what is hidden
+    return {
+        "bright": Image.fromarray(alpha),
+        "bilevel": Image.fromarray(alpha).convert("1"),
+        "cut-out": Image.fromarray(np.dstack([colours, alpha])),
+        "grey cut-out": Image.fromarray(np.dstack([colours, alpha])).convert("LA"),
+        "opaque with alpha": Image.fromarray(alpha).convert("RGBA"),
+        "0 and 1": Image.fromarray(inside.astype(np.uint8)),
+        "16 bits, 0 and 1": Image.fromarray(inside.astype(np.uint16)),
+        "labels": label,
+    }
+
+
+@pytest.mark.parametrize("kind", masks_of(disc()[..., 3]))
+def test_forms_of_masks(scene, kind):
+    write(photo(scene), disc()[..., :3])
+    (scene.train_dir / "masks").mkdir()
+    masks_of(disc()[..., 3])[kind].save(scene.train_dir / "masks" / "001.png")
+    assert np.array_equal(images.load_input_views(scene)["001"][..., 3], disc()[..., 3] / np.float32(255))
+
+
+def test_soft_and_dark_masks_stay_as_they_are():
+    soft = Image.fromarray(np.uint8([[0, 40, 90], [0, 255, 120]]))
+    assert np.array_equal(images.mask_of(soft), soft)
+    assert np.array_equal(images.mask_of(soft.crop((0, 0, 3, 1))), soft.crop((0, 0, 3, 1)))  # three values: which of them are the object is not known
+    assert not np.asarray(images.mask_of(Image.new("L", (4, 4)))).any()
 
 
 def test_contact_sheet_and_video(tmp_path):

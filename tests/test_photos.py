@@ -281,6 +281,113 @@ def test_refusals(tmp_path):
     assert not (root / "dataset").exists() or not list((root / "dataset").rglob("*.png"))  # nothing half done
 
 
+@pytest.mark.parametrize("path, named", [
+    ("masks/000.png", "masks"), ("query_class/query_match_paths.npy", "query_class"), ("poses/000.npy", "poses"), ("notes.txt", "notes.txt"), ("images/001.png", "images/001.png"),
+])  # fmt: skip
+def test_files_that_were_added_to_an_import_are_not_deleted(tmp_path, path, named):
+    target, *_ = import_(save(tmp_path / "in"), tmp_path / "root", size=64)
+    (target / path).parent.mkdir(exist_ok=True)
+    (target / path).write_bytes(b"precious")
+    (target / ".DS_Store").write_bytes(b"of a folder browser")
+    assert "already" in import_(tmp_path / "in", tmp_path / "root", size=64)[2][0]  # the same command does nothing, as ever
+    with pytest.raises(InputError, match=f"toy: holds files of yours \\({named}\\): move them away or choose another --name"):
+        import_(save(tmp_path / "in", 1), tmp_path / "root", size=64)
+    assert (target / path).read_bytes() == b"precious" and len(json.loads((target / "photos.json").read_text())["views"]) == 1
+    (target / path).unlink()
+    assert len(import_(tmp_path / "in", tmp_path / "root", size=64)[1]["views"]) == 2
+
+
+@pytest.mark.parametrize("part", ["", "images"])
+def test_an_import_is_not_made_from_itself(tmp_path, part):
+    target, *_ = import_(save(tmp_path / "in"), tmp_path / "root", size=64)
+    before = (target / "images" / "000.png").read_bytes()
+    (tmp_path / "link").symlink_to(target / part)
+    for folder in (target / part, tmp_path / "link"):
+        with pytest.raises(InputError, match=f"{folder}: is the folder that the import writes"):
+            import_(folder, tmp_path / "root", size=64)
+    assert (target / "images" / "000.png").read_bytes() == before and (target / "preview.png").is_file()
+
+
+def test_an_object_of_the_repository_is_not_hidden_by_photos(tmp_path):
+    """What is missing below another root is read in the repository, so that the bundled bear's true views would be taken for those of the photos."""
+    with pytest.raises(InputError, match="GSO_demo/teddy_bear: was not made from photos by this program and is not replaced"):
+        photos.import_photos(save(tmp_path / "in"), "GSO_demo", "teddy_bear", tmp_path / "root", size=64)
+    assert not (tmp_path / "root").exists()
+
+
+def test_forms_of_masks(tmp_path):
+    """What a mask is, is told as for the photos of a scene (tests/test_images.py)."""
+    rgba = picture()
+    save(tmp_path)
+    label = Image.fromarray(rgba[..., 3] // 255).convert("P")
+    label.putpalette([0, 0, 0, 128, 0, 0] + [0] * 762)
+    for mask in (Image.fromarray(rgba), Image.fromarray(rgba[..., 3] // 255), label):
+        mask.save(tmp_path / "masks" / "IMG_0.png")
+        assert np.array_equal(photos.read_photo(tmp_path / "IMG_0.jpg", None).alpha > 0.5, rgba[..., 3] > 0)
+    Image.fromarray(rgba[..., 3] // 3 + np.arange(2, dtype=np.uint8).repeat(120)).save(tmp_path / "masks" / "IMG_0.png")  # dark, of several values
+    with pytest.raises(InputError, match="masks/IMG_0.png: no object was found in it"):
+        photos.read_photo(tmp_path / "IMG_0.jpg", None)
+
+
+def padded_crop(photo, side, size):
+    """What ``photos.crop`` gives, in the plainest way: the whole square in the photo's pixels, then scaled."""
+    top, bottom, left, right = photo.box
+    pad = int(side) + 1
+    box = tuple(value + pad for value in ((left + right - side) / 2, (top + bottom - side) / 2, (left + right + side) / 2, (top + bottom + side) / 2))
+    premultiplied = np.pad(np.dstack([photo.rgb * photo.alpha[..., None], photo.alpha]), ((pad, pad), (pad, pad), (0, 0)))
+    planes = [np.asarray(Image.fromarray(np.ascontiguousarray(premultiplied[..., c])).resize((size, size), Image.Resampling.BICUBIC, box=box)).clip(0, 1) for c in range(4)]
+    return np.dstack([*((plane / np.maximum(planes[3], 1e-4)).clip(0, 1) for plane in planes[:3]), planes[3]]) * 255
+
+
+@pytest.mark.parametrize("centre, side, size", [((120, 80), 100, 64), ((120, 80), 100.3, 256), ((30, 20), 130.7, 64), ((230, 150), 300.9, 512), ((120, 80), 2000.1, 128), ((3, 158), 640, 64)])
+def test_a_crop_is_that_of_the_padded_photo(centre, side, size):
+    """Small and enlarged, at a corner, and larger than the photo many times."""
+    rgba = picture(centre=centre) / np.float32(255)
+    photo = photos.Photo(None, rgba[..., :3], rgba[..., 3], "alpha", None, [])
+    cut, padded = photos.crop(photo, side, size), padded_crop(photo, side, size)
+    off = np.abs(cut - padded)  # 0.5 by rounding; boxes are single precision in Pillow, which shows in colours divided by a small alpha
+    assert off[..., 3].max() < 0.52 and off[padded[..., 3] > 25].max() < 0.55 and (padded[..., 3] > 200).any()
+
+
+def test_a_crop_much_larger_than_its_photo_takes_little_memory():
+    """As of a photo with ten times the zoom of another one: the square is 20,000 pixels wide."""
+    import tracemalloc
+
+    rgba = picture(width=2048, height=1536, centre=(1000, 800), radii=(600, 500)) / np.float32(255)
+    photo = photos.Photo(None, rgba[..., :3], rgba[..., 3], "alpha", None, [])
+    tracemalloc.start()
+    try:
+        cut = photos.crop(photo, 20_000.0, 512)
+        assert tracemalloc.get_traced_memory()[1] < 300e6
+    finally:
+        tracemalloc.stop()
+    assert cut[256, 256, 3] == 255 and cut[0, 0, 3] == 0
+
+
+def test_a_model_that_is_no_file_is_named_first(tmp_path):
+    """Also where masks leave nothing to the network; a folder is not read through."""
+    for model in (tmp_path, tmp_path / "none.onnx"):
+        with pytest.raises(InputError, match=f"{model}: no such network; give --model an ONNX file"):
+            import_(save(tmp_path / "in"), tmp_path / "root", size=64, model=model)
+    assert not (tmp_path / "root").exists()
+
+
+def test_pictures_of_other_kinds_are_said_to_be_left_out(tmp_path):
+    save(tmp_path / "in")
+    for name in ("c.bmp", "b.TIF", "d.txt", ".e.gif"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    assert import_(tmp_path / "in", tmp_path / "root", size=64)[2][0].startswith("left out: b.TIF, c.bmp (")
+
+
+@pytest.mark.parametrize("other", ["IMG_0.webp", "IMG_0.HEIC"])
+def test_one_photo_in_two_files_is_refused(tmp_path, other):
+    """A phone's HEIC and the JPEG that was made from it, say, which would become two views."""
+    save(tmp_path / "in")
+    Image.new("RGB", (240, 160)).save(tmp_path / "in" / other, format="WEBP")
+    with pytest.raises(InputError, match="IMG_0.* and IMG_0.* have the same name with different endings; keep one of them"):
+        import_(tmp_path / "in", tmp_path / "root", size=64)
+
+
 def test_an_object_made_otherwise_is_not_replaced(tmp_path):
     mine = tmp_path / "root" / "dataset" / "data" / "train" / "MINE" / "toy" / "images"
     mine.mkdir(parents=True)
