@@ -8,14 +8,27 @@ ROOT_DIR/.work/app). Ending it (Ctrl-C) leaves a run that is under way; the next
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
+import socket
 import threading
 from pathlib import Path
 
 from app import check_port, not_installed
 from sap3d.errors import ArgumentParser, InputError, cli
 from sap3d.scene import root_dir
+
+
+def listen(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1; InputError when the port cannot be had."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"port {port} is taken: stop the other server, or give --port") from None
+        raise InputError(f"port {port} cannot be used ({os.strerror(error.errno)}): give another with --port") from None
 
 
 def main() -> None:
@@ -40,11 +53,14 @@ def main() -> None:
     from app.jobs import Queue, claim
 
     held = claim(home)  # noqa: F841, open as long as the server lives
+    listener = listen(args.port)  # before anything is removed, started or promised
     shutil.rmtree(home / "uploads", ignore_errors=True)  # of an earlier server; runs have copies of their own
     queue = Queue(home, args.python, args.gpu)
+    server = uvicorn.Server(uvicorn.Config(application(queue), log_level="warning", timeout_graceful_shutdown=2))
     threading.Thread(target=queue.run_forever, daemon=True).start()
     print(f"SAP3D on http://127.0.0.1:{args.port}, runs in {home}; Ctrl-C ends the page, not a run", flush=True)
-    uvicorn.run(application(queue), host="127.0.0.1", port=args.port, log_level="warning", timeout_graceful_shutdown=2)
+    with contextlib.suppress(KeyboardInterrupt):  # raised again once the server has ended
+        server.run(sockets=[listener])
 
 
 if __name__ == "__main__":

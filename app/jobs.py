@@ -124,6 +124,15 @@ class Job:
         return lines[-1] if lines else "see the log"
 
 
+@contextlib.contextmanager
+def _still_there():
+    """Within the block an uploaded file is read: InputError when it is gone. Gradio keeps equal photos of two windows as one file, which the first import removes."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError("an uploaded photo is gone (used in another window, or the server was restarted); add the photos again") from None
+
+
 def claim(home: Path):
     """The open file that keeps a second server off ``home`` while this process lives; InputError when there is one already."""
     stream = open(home / "server.lock", "w")  # the system frees it, however the server ends
@@ -159,8 +168,9 @@ class Queue:
         return job if (job.folder / "job.json").is_file() else None
 
     def add(self, name: str, files: list[Path], report=lambda line: None) -> Job:
-        """Import uploaded photos into a new run; raises InputError when they are too many, too large or unusable."""
+        """Import uploaded photos, in the order of their names, into a new run; raises InputError when they are too many, too large, gone or unusable."""
         from dataset.photos import import_photos
+        from sap3d.images import name_order
 
         check_name(name, "object name")
         if not files:
@@ -168,15 +178,18 @@ class Queue:
         if len(files) > MAX_PHOTOS:
             raise InputError(f"{len(files)} photos are too many; give at most {MAX_PHOTOS}")
         for path in files:
-            if path.stat().st_size > MAX_BYTES:
-                raise InputError(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB are too much; give photos of at most {MAX_BYTES / 1e6:.0f} MB")
+            with _still_there():
+                size = path.stat().st_size
+            if size > MAX_BYTES:
+                raise InputError(f"{path.name}: {size / 1e6:.0f} MB are too much; give photos of at most {MAX_BYTES / 1e6:.0f} MB")
         if len(self.jobs()) >= MAX_RUNS:
             raise InputError(f"there are {MAX_RUNS} runs already; delete some")
         folder = self.home / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         try:
             (folder / "photos").mkdir(parents=True)
-            for k, path in enumerate(files):  # names of the upload are not used: they are not ours
-                shutil.copyfile(path, folder / "photos" / f"{k:03d}{path.suffix.lower()}")
+            for k, path in enumerate(sorted(files, key=name_order)):  # names of the upload give the order and are not used otherwise: they are not ours
+                with _still_there():
+                    shutil.copyfile(path, folder / "photos" / f"{k:03d}{path.suffix.lower()}")
             import_photos(folder / "photos", TYPE, name, folder / "root", report=report)
             write_json(folder / "job.json", {"name": name, "views": len(files), "quick": True, "created": time.strftime("%Y-%m-%d %H:%M")})
         except BaseException as error:
@@ -245,16 +258,22 @@ class Queue:
 
     # --- the worker --------------------------------------------------------------------------------------------------------
     def run_forever(self, every: float = 0.5) -> None:
-        """Start what waits, one after the other, until ``stop``; a run of an earlier server counts as the one that runs."""
+        """Start what waits, one after the other, until ``stop``; a run of an earlier server counts as the one that runs.
+
+        No error of the system ends it: a run that cannot be started fails, and what cannot even be written down is tried again.
+        """
         children: list[subprocess.Popen] = []
         while not self._stop.wait(every):
             children = [child for child in children if child.poll() is None]  # reaps them
-            with self._lock:
+            with contextlib.suppress(OSError), self._lock:
                 if any(job.pid is not None for job in self.jobs()):
                     continue
                 waiting = self._waiting()
                 if waiting:
-                    children.append(self._launch(waiting[0]))
+                    try:
+                        children.append(self._launch(waiting[0]))
+                    except OSError as error:
+                        self._not_started(waiting[0], error)
 
     def stop(self) -> None:
         """End the worker; a run that is under way goes on by itself."""
@@ -264,5 +283,16 @@ class Queue:
         arguments = [*self.command, TYPE, job.name, str(job.scene.views), self.gpu, *(["--quick"] if job.asked.get("quick") else [])]
         environment = {**os.environ, "ROOT_DIR": str(job.folder / "root"), **({"PYTHON": self.python} if self.python else {})}
         child = subprocess.Popen(["sh", "-c", WRAPPER, "sap3d-app", str(job.folder), *arguments], env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
-        write_text(job.folder / "pid", str(child.pid))
+        try:
+            write_text(job.folder / "pid", str(child.pid))
+        except OSError:  # it would not be known as the one that runs
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            raise
         return child
+
+    def _not_started(self, job: Job, error: OSError) -> None:
+        """Let a run fail, as run_pipeline.sh would, because of what the system said when it was to be started."""
+        write_text(job.folder / "status", "1")  # first: a log that cannot be written to must not make it be tried for ever
+        with open(job.folder / "log.txt", "a") as stream:
+            stream.write(f"error: cannot be started ({error.strerror or error}); mend that, then start it again\n")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
+from typing import Mapping
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 
 from app.jobs import MAX_BYTES, MAX_PHOTOS, Job, Queue
 from sap3d.errors import InputError
@@ -16,6 +18,7 @@ from sap3d.report_page import PAGE, viewer_cameras
 
 # Nothing but this server may be asked for anything, whatever Gradio's own page contains.
 POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'"
+HOSTS = ("127.0.0.1", "localhost", "[::1]")  # what a browser on this machine, or at the other end of a tunnel, calls it: another site's name that leads here is refused
 STAGES = ("cameras", "test-time training", "NeRF and mesh", "evaluation")
 FILES = {  # what a run's address may name; nothing else below HOME is served
     "preview.png": lambda s: s.train_dir / "preview.png",
@@ -135,7 +138,7 @@ def blocks(queue: Queue) -> gr.Blocks:
 
         def added(files, chosen):
             try:
-                job = queue.add((chosen or "").strip(), [Path(path) for path in files or []])
+                job = queue.add(chosen.strip() if isinstance(chosen, str) else "", [Path(path) for path in files or []])
             except InputError as error:
                 raise gr.Error(str(error), duration=None) from None
             for path in files:  # the run has copies of its own
@@ -164,17 +167,27 @@ def blocks(queue: Queue) -> gr.Blocks:
     return demo
 
 
+def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a request would change something and a page of another address made the browser send it; a program that is no browser names no origin."""
+    origin = headers.get("origin")
+    return method not in ("GET", "HEAD", "OPTIONS") and origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
+
+
 def application(queue: Queue) -> FastAPI:
     """The whole server: own addresses first, then Gradio's page at the root."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
     async def policy(request: Request, call_next):
+        if is_foreign(request.method, request.headers):
+            return PlainTextResponse("a page of another address may not ask for this", 403)
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS))
 
     def job_of(identifier: str) -> Job:
         job = queue.get(identifier)
@@ -200,4 +213,6 @@ def application(queue: Queue) -> FastAPI:
 
     system = ["system-ui", "Segoe UI", "Roboto", "sans-serif"]  # Gradio's default theme would ask a font server
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", radius_size="lg", font=system, font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(app, blocks(queue), path="/", max_file_size=MAX_BYTES, allowed_paths=[], theme=theme, css=CSS, footer_links=[], show_error=True, ssr_mode=False)
+    page = blocks(queue)
+    page.has_launched = True  # only launch() would set it, and without it Gradio takes, copies and serves any file that a request names
+    return gr.mount_gradio_app(app, page, path="/", max_file_size=MAX_BYTES, allowed_paths=[], theme=theme, css=CSS, footer_links=[], show_error=True, ssr_mode=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -15,6 +16,11 @@ from sap3d.scene import Scene, atomic_path, objects_by_type, read_cameras, read_
 
 MAX_PIXELS = 64_000_000
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
+
+
+def name_order(path: Path) -> list[tuple[int, int, str]]:
+    """What photos are sorted by: their names, numbers in names counted (IMG_9 before IMG_10)."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def load_rgba(path: Path, mask_path: Path | None = None) -> np.ndarray:

@@ -6,12 +6,6 @@ Runs in the app's environment with a chromium on the PATH: .venv-app/bin/python 
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,49 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.app_server import free_port, serve, status_of
+
 pytest.importorskip("gradio", reason="gradio is not installed: requirements-app.txt")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = """
 echo "== stage 1 of 3: cameras (RelPose++)"; echo "[relposepp] 3/4  1 s, about 3 s left"
 while [ ! -e "$GO" ]; do sleep 0.1; done
 mkdir -p "$ROOT_DIR/3D_Recon/threestudio/experiments_APP_mesh_view_$3/$2"; cp "$GLB" "$ROOT_DIR/3D_Recon/threestudio/experiments_APP_mesh_view_$3/$2/model.glb"
 """
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def serve(home, port):
-    code = (
-        "import os, sys, threading, uvicorn; from pathlib import Path\n"
-        "home, port = Path(sys.argv[1]), int(sys.argv[2])\n"
-        "os.environ['GRADIO_TEMP_DIR'] = str(home / 'uploads')\n"
-        "from app.jobs import Queue; from app.page import application\n"
-        "queue = Queue(home, sys.executable, command=('sh', str(home.parent / 'script.sh')))\n"
-        "threading.Thread(target=queue.run_forever, daemon=True).start()\n"
-        "uvicorn.run(application(queue), host='127.0.0.1', port=port, log_level='warning', timeout_graceful_shutdown=1)"
-    )
-    server = subprocess.Popen([sys.executable, "-c", code, str(home), str(port)], cwd=REPOSITORY, env={**os.environ, "GO": str(home.parent / "go"), "GLB": str(home.parent / "model.glb")})
-    for _ in range(1200):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
-            return server
-        except OSError:
-            assert server.poll() is None, "the server ended"
-            time.sleep(0.25)
-    raise AssertionError("the server does not answer")
-
-
-def status_of(url) -> int:
-    try:
-        return urllib.request.urlopen(url, timeout=20).status
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium on the PATH")

@@ -10,7 +10,9 @@ from PIL import Image
 
 from app import jobs
 from app.jobs import Job, Queue
+from dataset.photos import find_photos
 from sap3d.errors import InputError
+from sap3d.scene import file_hash, read_json
 
 SCRIPT = """
 echo "== stage 1 of 3: cameras"; echo "[relposepp] 3/12  1 s, about 3 s left"
@@ -159,6 +161,73 @@ def test_a_run_that_vanishes_while_it_is_looked_at_does_not_end_the_worker(tmp_p
     one.start(kept, quick=True)
     monkeypatch.setattr(Job, "state", "waiting")  # as it was a moment ago
     assert one._waiting() == [kept] and one.position(gone) == 0
+
+
+@pytest.mark.parametrize("fails", ("start", "number"))
+def test_a_run_that_cannot_be_started_fails_and_the_next_one_runs(queue, tmp_path, monkeypatch, fails):
+    (tmp_path / "order.go").write_text("")
+    real, writes, errors = jobs.subprocess.Popen, jobs.write_text, [OSError(12, "Cannot allocate memory")]
+
+    def once(function):
+        def instead(*arguments, **options):
+            if (function is real or arguments[0].name == "pid") and errors:
+                raise errors.pop()
+            return function(*arguments, **options)
+
+        return instead
+
+    one = Queue(tmp_path / "home", "python3")
+    a, b = (one.add(name, [photo(tmp_path)]) for name in ("a", "b"))
+    monkeypatch.setattr(*((jobs.subprocess, "Popen", once(real)) if fails == "start" else (jobs, "write_text", once(writes))))
+    for job in (a, b):
+        one.start(job, quick=True)
+        time.sleep(0.02)
+    one = queue()
+    until(lambda: b.state == "done")
+    assert (a.state, a.status, a.pid) == ("failed", 1, None) and a.cause().startswith("error: cannot be started (Cannot allocate memory)")
+    one.start(a, quick=True)
+    until(lambda: a.state == "done")
+    assert (tmp_path / "order").read_text().split()[-2:] == ["b", "a"]
+
+
+def test_runs_that_cannot_be_looked_at_for_a_moment_do_not_end_the_worker(queue, tmp_path, monkeypatch):
+    (tmp_path / "order.go").write_text("")
+    real, errors = Queue.jobs, [OSError(5, "Input/output error")]
+    job = Queue(tmp_path / "home", "python3").add("a", [photo(tmp_path)])
+
+    def listed(self):
+        if errors:
+            raise errors.pop()
+        return real(self)
+
+    monkeypatch.setattr(Queue, "jobs", listed)
+    one = queue()
+    until(lambda: not errors)
+    one.start(job, quick=True)
+    until(lambda: job.state == "done")
+
+
+def test_photos_are_used_in_the_importers_order_not_the_uploads(tmp_path):
+    names = ["IMG_10.png", "img_2.png", "b.png", "IMG_9.png", "9.png", "IMG_9b3.png", "a 10 2.png"]
+    (tmp_path / "photos").mkdir()
+    for k, name in enumerate(names):
+        photo(tmp_path, k / 8).rename(tmp_path / "photos" / name)
+    job = Queue(tmp_path / "home", "python3").add("a", [tmp_path / "photos" / name for name in names])
+    used = [entry["sha256"] for entry in read_json(job.scene.train_dir / "photos.json")["inputs"]]
+    assert used == [file_hash(path) for path in find_photos(tmp_path / "photos")]
+
+
+@pytest.mark.parametrize("when", ("looked at", "copied"))
+def test_an_upload_that_is_gone_is_said_to_be(tmp_path, monkeypatch, when):
+    """Two windows share what Gradio keeps of equal photos, and the first import removes it."""
+    one, path = Queue(tmp_path / "home", "python3"), photo(tmp_path)
+    if when == "looked at":
+        path.unlink()
+    else:
+        monkeypatch.setattr(one, "jobs", lambda: path.unlink() or [])
+    with pytest.raises(InputError, match="^an uploaded photo is gone .* add the photos again$"):
+        one.add("a", [path])
+    assert list(one.home.iterdir()) == []
 
 
 def test_one_server_for_a_folder(tmp_path):
