@@ -13,7 +13,6 @@ bundled u2netp, or by a better network that you have. Writes, all or nothing,
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from dataset.background import Segmenter, network_file, object_box, problems
 from sap3d.cameras import FOV_RAD
 from sap3d.errors import ArgumentParser, InputError, cli, first_line
-from sap3d.images import SUFFIXES, mask_of, open_image, transparency
+from sap3d.images import SUFFIXES, mask_of, name_order, open_image, transparency
 from sap3d.scene import REPOSITORY, atomic_dir, check_name, file_hash, read_json, root_dir, write_json
 
 HEIC = (".heic", ".heif")
@@ -80,7 +79,7 @@ def find_photos(folder: Path) -> list[Path]:
         stems[path.stem] = path.name
     if len(paths) > MAX_PHOTOS:
         raise InputError(f"{folder}: holds {len(paths)} photos, at most {MAX_PHOTOS} are read; five to eight from all sides are enough")
-    return sorted(paths, key=lambda p: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", p.name)])
+    return sorted(paths, key=name_order)
 
 
 def find_mask(photo: Path) -> Path | None:
