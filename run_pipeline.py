@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     import argparse
@@ -34,6 +34,7 @@ CONFIGS = {  # prefix of a setting on the command line -> where its keys are
     "recon": ("3D_Recon.threestudio.config", "ReconConfig"),
     "eval": ("sap3d.evaluate", "EvaluationConfig"),
 }
+PATHS = ("relpose.weights", "relpose.cameras", "booth.model", "recon.model", "recon.cameras")  # settings that name a file or folder, as in run_pipeline.sh
 
 
 def bootstrap() -> None:
@@ -81,8 +82,16 @@ def find_objects(type_: str, root: Path, wanted: list[str]) -> list[str]:
     return list(dict.fromkeys(wanted)) or found
 
 
-def check_settings(settings: list[str], preset: str = "") -> None:
-    """Raises InputError for settings ``stage.key=value`` that their stage does not know or cannot take together, and for a preset that cannot be used."""
+def stages_to_run(first: str | None, only: str | None) -> list[str]:
+    """Prefixes of the stages that --from-stage and --only-stage leave, in order."""
+    return [only] if only else list(CONFIGS)[list(CONFIGS).index(first) if first else 0 :]
+
+
+def check_settings(settings: list[str], preset: str = "", stages: Sequence[str] = tuple(CONFIGS)) -> None:
+    """Raises InputError for settings ``stage.key=value`` that their stage does not know or cannot take together, and for a preset that cannot be used.
+
+    stages: those that run. Theirs are the paths that must be there, seen from the present folder, and the models that must be one.
+    """
     from sap3d.config import load_config
     from sap3d.errors import InputError
 
@@ -92,12 +101,31 @@ def check_settings(settings: list[str], preset: str = "") -> None:
         if prefix not in CONFIGS or "=" not in setting:
             raise InputError(f"{setting!r} is not a setting: write {', '.join(f'{name}.key=value' for name in CONFIGS)}")
         given[prefix].append(setting_of_stage)
+    configs = {}
     for prefix, (module, name) in CONFIGS.items():
         if preset or given[prefix]:
             try:
-                load_config(getattr(importlib.import_module(module), name), None, given[prefix], preset)
+                configs[prefix] = load_config(getattr(importlib.import_module(module), name), None, given[prefix], preset)
             except InputError as error:
                 raise InputError(f"{prefix}.{error}" if given[prefix] else str(error)) from None
+    for prefix, key in (setting.split(".") for setting in PATHS):
+        path = getattr(configs[prefix], key) if prefix in configs and prefix in stages else ""
+        if path and not os.path.exists(path):
+            raise InputError(f"{prefix}.{key}={os.path.abspath(path)}: no such {'camera file' if key == 'cameras' else 'folder'}; correct the path or leave {prefix}.{key} out")
+    if {"booth", "recon"} <= set(stages) and {"booth", "recon"} & set(configs):
+        _check_one_model(*(configs.get(prefix) or getattr(importlib.import_module(CONFIGS[prefix][0]), CONFIGS[prefix][1])() for prefix in ("booth", "recon")))
+
+
+def _check_one_model(booth, recon) -> None:
+    """Raises InputError where stage 3 would load another base model than stage 2 has trained a personal one from, which it refuses only when stage 2 is done."""
+    from sap3d.errors import InputError
+    from sap3d.scene import BUNDLED_ZERO123
+
+    if not booth.train or not recon.sds:  # there is no personal model then, or nobody asks it
+        return
+    for key, of_booth, of_recon in (("model", booth.model or BUNDLED_ZERO123, recon.model or BUNDLED_ZERO123), ("weights_dtype", booth.weights_dtype, recon.weights_dtype)):
+        if of_booth != of_recon and (key != "model" or os.path.realpath(of_booth) != os.path.realpath(of_recon)):
+            raise InputError(f"booth.{key}={of_booth} and recon.{key}={of_recon} differ, but stage 3 goes on with the model of stage 2: give both the same")
 
 
 def write_table(type_: str, root: Path) -> str:
@@ -117,22 +145,24 @@ def parse() -> argparse.Namespace:
 
     parser = ArgumentParser(prog="python run_pipeline.py", description=__doc__.split("\n")[0])
     parser.add_argument("--object_type", "--type", required=True, help="dataset type: a folder of dataset/data/train")
-    parser.add_argument("--views", type=int, nargs="+", default=[5], metavar="N", help="numbers of photos to use (default 5)")
-    parser.add_argument("--objects", nargs="+", default=[], metavar="NAME", help="only these objects")
+    parser.add_argument("--views", type=int, nargs="+", action="extend", metavar="N", help="numbers of photos to use (default 5)")
+    parser.add_argument("--objects", nargs="+", action="extend", default=[], metavar="NAME", help="only these objects")
     parser.add_argument("--gpus", help="GPU indices such as 0,1, or cpu (default: all GPUs, or the CPU)")
     parser.add_argument("--quick", action="store_true", help="fewer steps: a first look")
     parser.add_argument("--preset", default="", help="tiny (default), full or full-11gb")
     parser.add_argument("--seed", type=int, help="the seed of every stage")
     parser.add_argument("--from-stage", choices=tuple(CONFIGS), help="begin at this stage; what lies before it is taken as it is")
     parser.add_argument("--only-stage", choices=tuple(CONFIGS), help="run this stage alone")
-    parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="stage.key=value", help="settings of relpose, booth, recon or eval")
+    parser.add_argument("--set", dest="settings", nargs="+", action="extend", default=[], metavar="stage.key=value", help="settings of relpose, booth, recon or eval")
     parser.add_argument("--retries", type=int, default=1, help="how often an object that failed for another reason than bad input is tried again (default 1)")
     parser.add_argument("--dry-run", action="store_true", help="write nothing: which stages of which objects would run, and why")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="local: this machine; ray: a Ray cluster")
     parser.add_argument("--address", help="Ray: address of a cluster, or auto for the one of this machine (default: a new one)")
     parser.add_argument("--cpus", type=float, default=1, help="Ray: CPU cores an object takes (default 1)")
     parser.add_argument("--memory_gb", type=float, default=0, help="Ray: memory an object takes of its node, GB (default: not counted)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.views = arguments.views or [5]  # no default above: an option that is given more than once would extend it
+    return arguments
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -149,7 +179,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError("--address, --cpus and --memory_gb belong to --engine ray")
     if not arguments.cpus >= 0 or not arguments.memory_gb >= 0:
         raise InputError("--cpus and --memory_gb must be at least 0")
-    check_settings(arguments.settings, arguments.preset)
+    check_settings(arguments.settings, arguments.preset, stages_to_run(arguments.from_stage, arguments.only_stage))
 
 
 def make_jobs(arguments: argparse.Namespace, root: Path) -> list[Job]:
@@ -186,8 +216,9 @@ def main() -> None:
     from sap3d.scene import root_dir
 
     if sys.argv[1:2] == ["--check_settings"]:
-        presets = [item.partition("=")[2] for item in sys.argv[2:] if item.startswith("--preset=")]
-        return check_settings([item for item in sys.argv[2:] if not item.startswith("--")], *presets[-1:])
+        options = dict(item.partition("=")[::2] for item in sys.argv[2:] if item.startswith("--"))
+        stages = stages_to_run(options.get("--from-stage"), options.get("--only-stage"))
+        return check_settings([item for item in sys.argv[2:] if not item.startswith("--")], options.get("--preset", ""), stages)
     from sap3d.batch.board import Board, summary
 
     arguments = parse()

@@ -3,13 +3,17 @@
 # interrupted is resumed. The first call makes .venv and installs requirements.txt. Works from any directory.
 set -eu
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+script=$0
+[ ! -L "$script" ] || script=$(readlink -f -- "$0" 2> /dev/null) || script=$0 # called through a link: the repository is where the link leads
+here=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
 venv=$here/.venv
 
 main() {
     [ $# -gt 0 ] || { usage; exit 2; }
+    [ "$1" = --test ] || for argument; do # what follows --test is pytest's
+        case $argument in -h | --help) usage; exit 0 ;; esac
+    done
     case $1 in
-        -h | --help) usage; exit 0 ;;
         --setup) find_python; exit 0 ;;
         # Most tests wait for programs that they start, so two processes take half of the time; a file's tests share what they made.
         --test) shift; find_python; cd "$here"; exec "$python" -m pytest tests -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
@@ -113,10 +117,6 @@ read_arguments() {
     shift 4
     check_name "dataset type" "$type"
     check_name "object name" "$object"
-    if [ -n "${ROOT_DIR:-}" ]; then
-        mkdir -p -- "$ROOT_DIR" 2> /dev/null && ROOT_DIR=$(CDPATH='' cd -- "$ROOT_DIR" && pwd) || fail "ROOT_DIR=$ROOT_DIR cannot be used as a folder; choose another"
-        export ROOT_DIR
-    fi
     [ -n "$type" ] && types | grep -qxF -- "$type" || fail "unknown dataset type '$type'; available: $(types | list)"
     [ -n "$object" ] && objects "$type" | grep -qxF -- "$object" || fail "unknown object '$object' of type $type; available: $(objects "$type" | list)"
     case $views in
@@ -131,6 +131,9 @@ read_arguments() {
         if [ -n "$option" ]; then # the word before was an option that takes this one
             argument=$option=$argument option=
         fi
+        while case $argument in --seed=0[0-9]*) ;; *) false ;; esac; do # the stages would read 010 as 8
+            argument=--seed=${argument#--seed=0}
+        done
         case $argument in
             --seed | --from-stage | --only-stage | --preset) option=$argument ;;
             --seed=*) seed=${argument#*=} ;;
@@ -152,11 +155,21 @@ read_arguments() {
     done
     [ -z "$option" ] || fail "$option needs a value; sh run_pipeline.sh -h says which"
     [ -z "$from" ] || [ -z "$only" ] || fail "--from-stage and --only-stage exclude each other"
+    [ -z "${ROOT_DIR:-}" ] || make_root
 }
 
-check_settings() { # an unknown setting of a late stage is reported before the first one runs
+make_root() { # the folder ROOT_DIR, as an absolute path; a dry run makes none
+    if [ -n "$dry_run" ] && [ ! -e "$ROOT_DIR" ]; then
+        case $ROOT_DIR in /*) ;; *) ROOT_DIR=$PWD/$ROOT_DIR ;; esac
+    else
+        mkdir -p -- "$ROOT_DIR" 2> /dev/null && ROOT_DIR=$(CDPATH='' cd -- "$ROOT_DIR" && pwd) || fail "ROOT_DIR=$ROOT_DIR cannot be used as a folder; choose another"
+    fi
+    export ROOT_DIR
+}
+
+check_settings() { # an unknown setting of a late stage, or a path that is not there, is reported before the first one runs
     for argument; do
-        case $argument in *=*) "$python" run_pipeline.py --check_settings "$@"; return ;; esac
+        case $argument in *=*) "$python" run_pipeline.py --check_settings ${from:+"--from-stage=$from"} ${only:+"--only-stage=$only"} "$@"; return ;; esac
     done
 }
 
@@ -176,10 +189,11 @@ find_python() { # sets $python: the PYTHON given, or that of .venv, made and fil
     fi
     python=$venv/bin/python
     wanted=$(cksum < "$here/requirements.txt")
-    if [ -x "$python" ] && [ "$(cat "$venv/requirements.installed" 2> /dev/null)" = "$wanted" ] && is_new_enough "$python"; then
-        return
-    fi
-    set_up
+    is_set_up || set_up
+}
+
+is_set_up() {
+    [ -x "$python" ] && [ "$(cat "$venv/requirements.installed" 2> /dev/null)" = "$wanted" ] && is_new_enough "$python"
 }
 
 set_up() {
@@ -188,11 +202,18 @@ set_up() {
         candidate=
     done
     [ -n "$candidate" ] || fail "Python 3.11 or newer is needed and was not found; install one or set PYTHON to it"
+    # Two first runs at once, of a job array for example, would fill one .venv: the second waits, and finds it made.
+    if command -v flock > /dev/null && (: >> "$venv.lock") 2> /dev/null; then
+        exec 8>> "$venv.lock"
+        flock -n 8 2> /dev/null || { echo "waiting for another run that is making $venv"; flock 8 || :; } # a file system without locks: go on
+        if is_set_up; then exec 8>&-; return; fi
+    fi
     echo "first use: making $venv and installing requirements.txt (2 GB on a CPU, a few minutes)"
     is_new_enough "$python" || rm -rf "$venv"
     "$candidate" -m venv "$venv" || fail "$candidate cannot make a virtual environment (Debian and Ubuntu: apt install python3-venv), or set PYTHON"
     "$python" -m pip install --disable-pip-version-check -r "$here/requirements.txt" || fail "requirements.txt could not be installed, the lines above say why; the same command tries again"
     echo "$wanted" > "$venv/requirements.installed"
+    exec 8>&-
 }
 
 choose_device() {
@@ -279,7 +300,7 @@ stage() { # title, module, prefix of its settings, all options
     case $status in
         0) ;;
         10) [ -z "$dry_run" ] || { dry_run=after; return; } ;;
-        2 | 130 | 143) ;; # it has said why
+        2 | 130 | 141 | 143) ;; # it has said why, or nobody reads what it says
         137) echo "error: $module was killed, by hand or for want of memory (then lower $(memory "$prefix") or use --quick); the same command resumes" >&2 ;;
         *) echo "error: $module ended with status $status, the lines above say why; the same command resumes" >&2 ;;
     esac

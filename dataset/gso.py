@@ -102,10 +102,15 @@ def object_sources(path: Path) -> list[Path]:
     return inside
 
 
+def object_name(source: Path) -> str:
+    """The name that a zip or folder gives its object; raises InputError where it is none."""
+    stem = source.stem if source.is_file() else source.name
+    return check_name(stem.replace(" ", "_"), "object name")
+
+
 def import_object(source: Path, type_: str, root: Path | None, settings) -> tuple[str, bool]:
     """Import one zip or folder; (object name, whether it was rendered now)."""
-    stem = source.stem if source.is_file() else source.name
-    name = check_name(stem.replace(" ", "_"), "object name")
+    name = object_name(source)
     with tempfile.TemporaryDirectory(prefix="gso_") as temporary:
         folder = source
         if source.is_file():
@@ -130,9 +135,12 @@ def main() -> None:
     check_name(args.type, "dataset type")
     settings = settings_from(args)
     sources = [source for path in args.paths for source in object_sources(path)]
-    failed = 0
+    failed, first = 0, {}  # first: by name, what was imported under it in this call
     for source in sources:
         try:
+            other = first.setdefault(object_name(source), source)
+            if other.resolve() != source.resolve():
+                raise InputError(f"{source}: would take the place of {other}, whose name is {object_name(source)} too; rename one of them and import it again")
             name, written = import_object(source, args.type, args.root, settings)
             print(f"{name}: {'rendered' if written else 'already there'}", flush=True)
         except (InputError, OSError) as error:

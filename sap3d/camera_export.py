@@ -115,7 +115,9 @@ def export(scene: Scene, out: Path) -> Path:
     paths = {name: input_files(scene, [name])[f"photo {name}"] for name in photos}
     placed = {name: photo_camera(cameras[name], photo.shape[0], turns.get(name)) for name, photo in photos.items()}
     write_colmap(out / "colmap", {paths[name].name: camera for name, camera in placed.items()})
-    write_transforms(out / "transforms.json", {Path(os.path.relpath(paths[name], out)).as_posix(): camera for name, camera in placed.items()})
+    folder = out.resolve()  # through a link ".." is not the folder that the link is in; a photo that is a link keeps its own name
+    relative = {name: Path(os.path.relpath(path.parent.resolve() / path.name, folder)).as_posix() for name, path in paths.items()}
+    write_transforms(out / "transforms.json", {relative[name]: camera for name, camera in placed.items()})
     write_cameras(out / "cameras.yaml", {name: cameras[name] for name in photos}, {name: turns[name] for name in photos if name in turns} or None)
     return out
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import select
 import signal
 import sys
 from typing import Callable
@@ -116,7 +117,7 @@ def first_line(error: BaseException) -> str:
 
 
 def cli(main: Callable[[], object], lower: str = "the batch size") -> None:
-    """Run a command line's ``main``; end with status 0, 2 (bad input, one line), 130 (Ctrl-C) or 143 (SIGTERM).
+    """Run a command line's ``main``; end with status 0, 2 (bad input, one line), 130 (Ctrl-C), 141 (nobody reads the output any more) or 143 (SIGTERM).
 
     ``lower``: what to lower when memory runs out.
     """
@@ -124,10 +125,13 @@ def cli(main: Callable[[], object], lower: str = "the batch size") -> None:
     try:
         end_with_parent()
         main()
+        print(end="", flush=True)  # here, where it is known what an error means
     except KeyboardInterrupt as interrupt:
         print("interrupted: run the same command again to resume", file=sys.stderr)
         raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout):  # "| head" has seen enough: the status of a program that SIGPIPE ends, and no word
+            raise SystemExit(141) from None
         line = one_line(error, lower)
         if line is None:
             raise
@@ -136,3 +140,23 @@ def cli(main: Callable[[], object], lower: str = "the batch size") -> None:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+        _drop_unwritten()
+
+
+def _is_unread(stream) -> bool:
+    """Whether ``stream`` is a pipe whose reader has gone; a BrokenPipeError may be of another pipe."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file behind it, closed, or none at all
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return bool(poll.poll(0))
+    return False
+
+
+def _drop_unwritten() -> None:
+    """Leave nothing to write that cannot be written: Python would try once more at its end, complain, and change the status."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # closed
+        pass

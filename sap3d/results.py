@@ -7,6 +7,7 @@ everything measured the strict way is under ``"corrected"``. Fields: results/REA
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import yaml
 
 from sap3d.errors import InputError
-from sap3d.scene import read_json
+from sap3d.scene import Scene, read_json
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,41 @@ def load_results(path: Path) -> dict:
 
 
 def find_results(root: Path) -> list[dict]:
-    """All results below ``root``/results, by type, object and number of views; files that are not results are left out."""
+    """All results below ``root``/results, by type, object and number of views; files that are not results, or not those of their folder, are left out.
+
+    What tables and pages read has the form in which ``sap3d.evaluate`` writes it: a figure that is no number counts as missing.
+    """
     found = []
     for path in sorted(Path(root, "results").glob("*/*/*/results.json")):
         try:
-            found.append(load_results(path) | {"folder": str(path.parent.relative_to(root))})
-        except InputError:
+            result = load_results(path)
+            if Scene(result.get("type"), result["NAME"], result.get("views"), Path(root)).results_dir != path.parent:
+                continue
+        except (InputError, RecursionError):  # the second: nested without end
             continue
-    return sorted(found, key=lambda r: (str(r.get("type")), str(r["NAME"]), r.get("views") or 0))
+        found.append(_in_form(result) | {"folder": str(path.parent.relative_to(root))})
+    return sorted(found, key=lambda r: (r["type"], r["NAME"], r["views"]))
+
+
+def _in_form(result: dict) -> dict:
+    """``result`` with numbers, or None, where numbers belong, and with groups, stages and notes that can be gone through."""
+    result = result | {key: _number(result[key]) for key in (*FIGURE, "seconds", "peak_memory_mb", "energy_joules") if key in result}
+    if result.get("energy_joules") is None:  # most machines do not measure it, and tables then have no column for it
+        result.pop("energy_joules", None)
+    groups, stages, notes = result.get("corrected"), result.get("stages"), result.get("notes")
+    groups = groups.items() if isinstance(groups, dict) else ()
+    result["corrected"] = {group: {key: _number(value) for key, value in values.items()} for group, values in groups if isinstance(values, dict)}
+    stages = [stage for stage in (stages if isinstance(stages, list) else []) if isinstance(stage, dict) and isinstance(stage.get("stage"), str)]
+    result["stages"] = [{"seconds": None} | {key: value if key == "stage" else _number(value) for key, value in stage.items()} for stage in stages]
+    result["notes"] = [note for note in (notes if isinstance(notes, list) else []) if isinstance(note, str)]
+    return result
+
+
+def _number(value) -> float | None:
+    try:
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+    except OverflowError:  # an integer beyond every float
+        return None
 
 
 def dig(result: dict, path: str):

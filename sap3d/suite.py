@@ -410,9 +410,9 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = ArgumentParser(prog="python -m sap3d.suite", description="Run an experiment of docs/suites and set the tables of docs/results.md.")
     parser.add_argument("suite", nargs="?", help="name of a file in docs/suites, or a path to a YAML file")
-    parser.add_argument("--variants", nargs="+", default=[], help="only these variants")
-    parser.add_argument("--objects", nargs="+", default=[], help="only these objects")
-    parser.add_argument("--views", nargs="+", type=int, default=[], help="only these numbers of views")
+    parser.add_argument("--variants", nargs="+", action="extend", default=[], help="only these variants")
+    parser.add_argument("--objects", nargs="+", action="extend", default=[], help="only these objects")
+    parser.add_argument("--views", nargs="+", type=int, action="extend", default=[], help="only these numbers of views")
     parser.add_argument("--again", action="store_true", help="throw stored outputs away and measure again")
     parser.add_argument("--plan", action="store_true", help="run nothing, only list what would be run, taken and shared")
     parser.add_argument("--render", action="store_true", help="run nothing, only write docs/results.md from the stored rows")

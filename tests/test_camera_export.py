@@ -97,6 +97,18 @@ def test_export_of_an_object(tmp_path):
         assert (tmp_path / "out" / Path(path)).resolve().is_file()
 
 
+def test_photos_are_found_from_a_folder_reached_through_a_link(tmp_path):
+    scene = Scene("T", "o", 2, tmp_path / "root")
+    for name in ("000", "001"):
+        save_image(scene.train_dir / "images" / f"{name}.png", np.full((64, 64, 4), 0.3 + int(name) / 5, np.float32))
+    write_cameras(scene.refined_cameras, CAMERAS)
+    (tmp_path / "far" / "away" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/away/out")
+    export(scene, tmp_path / "link")
+    for path in read_transforms(tmp_path / "link" / "transforms.json"):
+        assert (tmp_path / "link" / path).is_file()  # as another program opens it: the system follows the link first
+
+
 @pytest.mark.parametrize("content", ["1 PINHOLE 4 4", "1 2 3 4 5 6 7 8 1 a.png", "nothing"])
 def test_files_of_others_are_refused(tmp_path, content):
     (tmp_path / "cameras.txt").write_text("1 SIMPLE_RADIAL 4 4 2 2 2 0\n")

@@ -303,6 +303,15 @@ def test_one_bad_object_does_not_stop_the_others(tmp_path):
     assert not (tmp_path / "dataset/data/test/NoTexture").exists()
 
 
+def test_two_scans_of_one_name_do_not_replace_each_other(tmp_path):
+    for name in ("A B", "A_B", "C"):
+        write_distributed_object(tmp_path / "in" / name, quadrants())
+    sources = [tmp_path / "in", tmp_path / "in" / "C"]  # C twice: the same scan
+    result = run_module("dataset.gso", *sources, "--views", 2, "--input-size", 32, "--test-size", 16, "--root", tmp_path)
+    assert result.returncode == 2 and "3 of 4 objects" in result.stdout and "A_B: rendered\nC: rendered\nC: already there\n" in result.stdout
+    assert result.stderr == f"error: {tmp_path}/in/A_B: would take the place of {tmp_path}/in/A B, whose name is A_B too; rename one of them and import it again\n"
+
+
 # --- the corpus ---------------------------------------------------------------------------------------------------------
 
 CATALOGUE = """name=Hand-made

@@ -1,6 +1,7 @@
 """Running one object: the lock, dry runs, single stages, interrupts, a killed driver."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import time
 
 import pytest
 
+import run_pipeline
+from sap3d.batch.board import Board
+from sap3d.batch.jobs import Job
+from sap3d.batch.local import run_local
 from sap3d.errors import InputError, one_line
 from sap3d.interrupt import Terminated, finish_step_first
 from sap3d.lock import lock_file, run_lock
@@ -94,7 +99,7 @@ def test_dry_run_writes_nothing_and_says_why(scene):
 def test_relative_paths_count_from_where_the_command_is_given_and_presets_are_two_words_too(scene, tmp_path):
     (tmp_path / "mine").mkdir()
     process = start(scene, "--dry-run", "relpose.cameras=mine.yaml", cwd=tmp_path / "mine")
-    assert process.wait() == 2 and process.stderr.read().startswith(f"error: {tmp_path}/mine/mine.yaml: no such camera file")
+    assert process.wait() == 2 and process.stderr.read().startswith(f"error: relpose.cameras={tmp_path}/mine/mine.yaml: no such camera file")
     output, errors = start(scene, "--dry-run", "--preset", "tiny", "--seed", "3", "relpose.starts=500").communicate()
     assert not errors and "camerabooth.run --type T --object o --views 3 seed=3 --preset=tiny" in output
 
@@ -103,6 +108,155 @@ def test_stages_can_be_chosen(scene):
     for options, expected in ((("--from-stage", "recon"), ["stage 3 of 3", "evaluation"]), (("--only-stage=booth",), ["stage 2 of 3"])):
         output, errors = start(scene, "--dry-run", *options).communicate()
         assert [line[3:].split(":")[0] for line in output.splitlines() if line.startswith("== ")] == expected, errors
+
+
+def test_a_dry_run_makes_no_root(scene):
+    process = start(scene, "--dry-run", cwd=scene.root, ROOT_DIR="later")
+    errors = process.communicate()[1]
+    assert process.returncode == 2 and "unknown dataset type 'T'" in errors and not (scene.root / "later").exists()
+    given = {**os.environ, "PYTHON": sys.executable, "ROOT_DIR": "later"}
+    done = subprocess.run(["sh", str(REPOSITORY / "run_pipeline.sh"), "GSO_demo", "cactus", "2", "cpu", "--dry-run"], cwd=scene.root, env=given, capture_output=True, text=True)
+    assert done.returncode == 0 and "would run after that: python -m sap3d.evaluate" in done.stdout, done.stderr
+    assert not (scene.root / "later").exists()
+
+
+def test_zeros_before_a_seed_mean_nothing(scene):
+    for seed, expected in ((("--seed", "010"), "10"), (("--seed=000",), "0"), (("--seed", "00000000000007"), "7")):
+        output, errors = start(scene, "--dry-run", "--from-stage=booth", *seed).communicate()
+        assert not errors and f"--views 3 seed={expected}\n" in output, output
+
+
+def test_usage_wherever_it_is_asked_for(scene):
+    for options in (("-h",), ("--quick", "--help"), ("booth.steps=9", "-h", "--nothing")):
+        process = start(scene, *options)
+        output, errors = process.communicate()
+        assert process.returncode == 0 and output.startswith("usage: sh run_pipeline.sh TYPE OBJECT VIEWS GPU") and not errors
+
+
+# --- paths and models in the settings -----------------------------------------------------------------------------------
+def test_paths_that_are_not_there_are_found_before_the_first_stage(scene, tmp_path):
+    for setting, what in (("recon.cameras=mine.yaml", "camera file"), ("recon.model=mine", "folder"), ("booth.model=mine", "folder"), ("relpose.weights=mine", "folder")):
+        process = start(scene, "--dry-run", setting, cwd=tmp_path)
+        output, errors = process.communicate()
+        key, _, name = setting.partition("=")
+        assert process.returncode == 2 and errors == f"error: {key}={tmp_path}/{name}: no such {what}; correct the path or leave {key} out\n" and "== " not in output
+    command = [sys.executable, str(REPOSITORY / "run_pipeline.py"), "--object_type", "T", "--dry-run", "--set", "recon.cameras=mine.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "ROOT_DIR": str(scene.root)}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: recon.cameras={tmp_path}/mine.yaml: no such camera file") and done.stdout == ""
+    output, errors = start(scene, "--dry-run", "--only-stage", "eval", "recon.cameras=mine.yaml", cwd=tmp_path).communicate()
+    assert not errors and "== evaluation" in output  # nobody reads it
+
+
+def test_one_model_for_both_stages(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    model, half = f"model={tmp_path}/model", ["booth.weights_dtype=fp16", "booth.precision=fp16", "booth.trained=lora"]
+    for settings, key in (([f"booth.{model}"], "model"), ([f"recon.{model}"], "model"), (half, "weights_dtype"), ([*half, "recon.weights_dtype=bf16"], "weights_dtype")):
+        with pytest.raises(InputError, match=f"booth.{key}=.* and recon.{key}=.* differ"):
+            run_pipeline.check_settings(settings)
+        for only in ("booth", "recon"):
+            run_pipeline.check_settings(settings, "", run_pipeline.stages_to_run(None, only))
+        run_pipeline.check_settings(settings, "", run_pipeline.stages_to_run("recon", None))
+        run_pipeline.check_settings([*settings, "recon.sds=false"])  # the model is not asked
+    run_pipeline.check_settings([f"booth.{model}", f"recon.model={tmp_path}/link"])
+    run_pipeline.check_settings([*half, "recon.weights_dtype=fp16"])
+
+
+def test_options_that_take_several_values_may_be_repeated(monkeypatch):
+    given = "run_pipeline.py --object_type T --set booth.steps=9 booth.seed=1 --objects a --views 3 --set recon.steps=8 --views 5 --objects b c --views 2"
+    monkeypatch.setattr(sys, "argv", given.split())
+    found = run_pipeline.parse()
+    assert found.settings == ["booth.steps=9", "booth.seed=1", "recon.steps=8"] and found.objects == ["a", "b", "c"] and found.views == [3, 5, 2]
+    monkeypatch.setattr(sys, "argv", given.split()[:3])
+    assert run_pipeline.parse().views == [5] and run_pipeline.parse().settings == []
+
+
+# --- the first run ------------------------------------------------------------------------------------------------------
+# Stands for python3.11 and for .venv/bin/python: notes what it is told to make, and takes its time for it.
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+    *"-m venv "*) echo venv >> "$NOTES"; sleep 1; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    *"-m pip "*) echo pip >> "$NOTES"; sleep 1 ;;
+esac
+"""
+
+
+def first_runs(folder, number, search=None):
+    """``number`` runs at once of ``--setup`` in a repository without .venv; what they noted and said."""
+    folder.mkdir()
+    for name in ("run_pipeline.sh", "requirements.txt"):
+        shutil.copy(REPOSITORY / name, folder)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python3.11").write_text(FAKE_PYTHON)
+    (folder / "bin" / "python3.11").chmod(0o755)
+    given = {"PATH": f"{folder}/bin:{search or os.environ['PATH']}", "NOTES": str(folder / "notes")}
+    runs = [subprocess.Popen([shutil.which("sh"), str(folder / "run_pipeline.sh"), "--setup"], env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(number)]
+    said = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0] * number, said
+    return (folder / "notes").read_text().split(), said
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
+def test_two_first_runs_make_one_environment(tmp_path):
+    notes, said = first_runs(tmp_path / "repository", 2)
+    assert notes == ["venv", "pip"] and sorted("waiting for another run" in text for text in said) == [False, True]
+
+
+def test_a_first_run_without_flock(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name in ("dirname", "cksum", "cat", "sleep", "mkdir", "cp", "rm", "sh"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    assert first_runs(tmp_path / "repository", 1, tmp_path / "bin")[0] == ["venv", "pip"]
+
+
+def test_called_through_a_link(scene, tmp_path):
+    (tmp_path / "pipeline").symlink_to(REPOSITORY / "run_pipeline.sh")
+    given = {**os.environ, "PYTHON": sys.executable, "ROOT_DIR": str(scene.root)}
+    done = subprocess.run(["sh", "pipeline", "T", "o", "3", "cpu", "--dry-run", "--only-stage=eval"], cwd=tmp_path, env=given, capture_output=True, text=True)
+    assert done.returncode == 0 and "== evaluation" in done.stdout, done.stderr
+
+
+# --- output that nobody reads -------------------------------------------------------------------------------------------
+def unread(code):
+    """Status and complaints of a program whose standard output nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    given = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # with it every print is tried at once
+    done = subprocess.run([sys.executable, "-c", f"from sap3d.errors import InputError, cli\n{code}"], cwd=REPOSITORY, env=given, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
+def test_output_that_nobody_reads():
+    assert unread("cli(lambda: print('hello'))") == (141, "")
+    assert unread("cli(lambda: print('hello' * 100000, flush=True))") == (141, "")
+    assert unread("cli(lambda: 0)") == (0, "")
+    status, errors = unread("def main():\n  print('hello')\n  raise InputError('no such file')\ncli(main)")
+    assert (status, errors) == (2, "error: no such file\n")
+    status, errors = unread("def main():\n  print('hello')\n  raise SystemExit(1)\ncli(main)")
+    assert (status, errors) == (1, "")
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_a_fault():
+    code = "import sys, os\nfrom sap3d.errors import cli\ndef main():\n  raise BrokenPipeError(32, 'Broken pipe')\ncli(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_batch_ends_when_nobody_reads_it(tmp_path, monkeypatch):
+    jobs = [Job(name, 1, name, ["sleep", "60"], tmp_path / name / "log", tmp_path / name / "results.json") for name in "abc"]
+    board, said = Board(jobs), []
+
+    def say(text):
+        if said:
+            raise BrokenPipeError(32, "Broken pipe")
+        said.append(text)
+
+    monkeypatch.setattr(board, "say", say)
+    began = time.time()
+    with pytest.raises(BrokenPipeError):
+        run_local(jobs, ["0", "1"], 0, board)
+    assert time.time() - began < 30 and not jobs[2].attempts
 
 
 # --- interrupts -------------------------------------------------------------------------------------------------------

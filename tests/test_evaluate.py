@@ -287,6 +287,33 @@ def test_report_escapes_what_others_wrote(scene):
     assert "<script>alert" not in (scene.root / "results" / "index.html").read_text()
 
 
+def test_odd_results_do_not_stop_the_report(tmp_path):
+    """Files that are not results, or those of another folder, are left out; what is no number in a result counts as missing."""
+    def write(found, type_="T", name="o", views="3"):
+        write_json(tmp_path / "results" / type_ / name / views / "results.json", found)
+
+    good = {"type": "T", "NAME": "good", "views": 3, "CD": 0.5, "corrected": {"cameras": {"elevation": 2.0}}, "stages": [{"stage": "nerf", "seconds": 3.0}], "seconds": 3.0}
+    write([good], name="good")
+    figures = {key: "much" for key in results.FIGURE} | {"CD": True, "IOU": float("nan"), "seconds": "long", "peak_memory_mb": [1], "energy_joules": "?"}
+    stages = [{"seconds": 3}, {"stage": "nerf"}, {"stage": "mesh", "seconds": "3", "peak_memory_mb": {}}, 7, {"stage": ["x"], "seconds": 1}]
+    groups = {"cameras": {"elevation": "up", "rotation_pairs": 10**400}, "shape": 3}
+    write([{"type": "T", "NAME": "odd", "views": 3, "corrected": groups, "stages": stages, "notes": [1, "a note"]} | figures], name="odd")
+    write([{"type": "T", "NAME": "none", "views": 3, "corrected": None, "stages": None, "notes": None}], name="none")
+    write([{"type": "T", "NAME": "text", "views": 3, "corrected": "x", "stages": {"stage": 1}, "notes": "x"}], name="text")
+    for index, wrong in enumerate(({"type": None}, {"type": 3}, {"type": "../T"}, {"NAME": ["o"]}, {"NAME": "other"}, {"views": "3"}, {"views": True}, {"views": 0}, {"views": 3.0}, {"views": 4}, {"type": "U"})):
+        write([{"type": "T", "NAME": f"wrong{index}", "views": 3} | wrong], name=f"wrong{index}")
+    write([{"NAME": "o"}])
+    write([{"type": "T", "NAME": "nested", "views": 3}], name="nested")
+    (tmp_path / "results/T/nested/3/results.json").write_text("[" * 100000)
+
+    report.write_report(tmp_path)
+    rows = {row["object"]: row for row in csv.DictReader((tmp_path / "results" / "summary.csv").open())}
+    assert list(rows) == ["good", "none", "odd", "text"] and rows["good"]["CD"] == "0.5" and rows["good"]["corrected.cameras.elevation"] == "2.0"
+    assert all(rows["odd"][key] == "" for key in (*results.FIGURE, "seconds", "corrected.cameras.elevation", "seconds.mesh")) and "energy_joules" not in rows["odd"]
+    assert rows["good"]["seconds.nerf"] == "3.0" and "a note" not in (tmp_path / "results" / "summary.md").read_text()
+    assert "T, 3 views, mean of 4" in (tmp_path / "results" / "summary.md").read_text()
+
+
 def test_report_says_when_there_is_nothing(tmp_path):
     with pytest.raises(InputError, match="no results yet"):
         report.write_report(tmp_path)
@@ -602,6 +629,9 @@ def test_suite_plan_says_what_would_be_run_taken_and_shared(small_suite, capsys,
     run_second(variants=["full"])
     suite.main(["second", "--plan"])
     assert capsys.readouterr().out.count("measured already") == 1 and not (small_suite / "root/.work/suites/second/oracle").exists()
+    once = "--variants sharp --objects car --views 2"
+    suite.main(f"second --plan {once} --variants oracle --objects car --views 2".split())
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["sharp", "oracle"]
 
 
 def test_suite_keeps_going_after_a_failure(small_suite):

@@ -117,7 +117,7 @@ def test_requirements_are_pinned_and_complete():
     lines = [line for text in texts for line in text.splitlines() if line and not line.startswith(("#", "-r "))]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
     pinned = {line.split("==")[0].lower().replace("-", "_") for line in lines}
-    local = OWN | {"tests", "benchmarks"} | {path.stem for path in sources("tests")}
+    local = OWN | {"tests", "benchmarks", "run_pipeline"} | {path.stem for path in sources("tests")}
     for path in [*sources(*OWN, "tests"), REPOSITORY / "run_pipeline.py"]:
         for name in tops(imports_of(path)) - set(sys.stdlib_module_names) - local - {""}:
             assert DISTRIBUTIONS.get(name, name).lower().replace("-", "_") in pinned, f"{path} imports {name}"

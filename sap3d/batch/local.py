@@ -13,13 +13,14 @@ from sap3d.batch.jobs import Attempt, Job, run_attempt, stop
 
 
 def run_local(jobs: Sequence[Job], devices: Sequence[str], retries: int, board: Board) -> None:
-    """Run every job; an interrupt ends the running ones with a checkpoint and is passed on."""
+    """Run every job; an interrupt ends the running ones with a checkpoint and is passed on, and so does the end of who reads the output."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
     running: dict[str, Job] = {}
     processes: dict[str, subprocess.Popen] = {}
     halt = threading.Event()
+    unread: list[BrokenPipeError] = []  # nobody reads the output any more
 
     def work(device: str) -> None:
         while not halt.is_set():
@@ -42,14 +43,24 @@ def run_local(jobs: Sequence[Job], devices: Sequence[str], retries: int, board: 
                 running.pop(device)
                 board.ended(job, again)
 
-    threads = [threading.Thread(target=work, args=(device,), daemon=True) for device in devices]
+    def work_while_read(device: str) -> None:
+        try:
+            work(device)
+        except BrokenPipeError as error:
+            unread.append(error)
+
+    threads = [threading.Thread(target=work_while_read, args=(device,), daemon=True) for device in devices]
     for thread in threads:
         thread.start()
     try:
         while any(thread.is_alive() for thread in threads):
             board.draw(list(running.values()))
             time.sleep(0.3)
-    except KeyboardInterrupt:
+            if unread:
+                break
+        if unread:
+            raise unread[0]
+    except (KeyboardInterrupt, BrokenPipeError):
         halt.set()
         stop(*processes.values())
         raise

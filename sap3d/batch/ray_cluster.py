@@ -67,7 +67,7 @@ def run_ray(
                         job.started = time.time()  # until here it has waited for a free node
                         board.started(job)
                 board.draw(running)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):
             for reference in pending:
                 ray.cancel(reference)
             ray.wait(list(pending), num_returns=len(pending), timeout=90)
