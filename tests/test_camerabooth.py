@@ -511,7 +511,7 @@ def test_novel_views_are_made_from_the_refined_cameras_and_the_personal_model(ma
         return {"trained": ["cc_projection.linear.bias"], "losses": [1.0], "resumed_seconds": 0.0}
 
     def made(model, photos, cameras, targets, config, field=None):
-        seen.update(bias=float(model.cc_projection.linear.bias.min()), photos=len(photos), cameras=cameras, field=field)
+        seen.update(bias=model.cc_projection.linear.bias.min().item(), photos=len(photos), cameras=cameras, field=field)
         return {name: np.ones((8, 8, 3), np.float32) for name in targets}
 
     monkeypatch.setattr(training, "fit", fitted)
