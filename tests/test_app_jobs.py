@@ -75,6 +75,17 @@ def test_one_at_a_time_in_order_and_a_restart_changes_nothing(queue, tmp_path):
     assert [job.id for job in second.jobs()] == [job.id for job in first.jobs()]
 
 
+@pytest.mark.parametrize("quick", (True, False))
+def test_the_pipeline_is_told_the_photos_the_gpu_and_whether_to_be_quick(tmp_path, quick):
+    one = Queue(tmp_path / "home", "mine", "3", command=("sh", "-c", 'echo "$PYTHON $ROOT_DIR $@"', "sh"))
+    job = one.add("toy", [photo(tmp_path, 0), photo(tmp_path, 1)])
+    one.start(job, quick)
+    threading.Thread(target=one.run_forever, args=(0.05,), daemon=True).start()
+    until(lambda: job.state == "done")
+    one.stop()
+    assert job.log().split() == ["mine", str(job.folder / "root"), "APP", "toy", "2", "3", *(["--quick"] if quick else [])]
+
+
 def test_a_run_whose_process_died_waits_again(queue, tmp_path):
     idle = Queue(tmp_path / "home", "python3")
     job = idle.add("a", [photo(tmp_path)])

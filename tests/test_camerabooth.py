@@ -4,13 +4,14 @@ import pickle
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from camerabooth import run, training, view
+from camerabooth import nvs, run, training, view
 from camerabooth.camera_table import CameraTable, freedom_of
 from camerabooth.config import BoothConfig
 from camerabooth.nvs import novel_views
@@ -19,7 +20,7 @@ from camerabooth.training import PhotoPairs, fit, min_snr_weight, total_steps, t
 from sap3d.cameras import Camera, pose_condition, protocol_test_cameras
 from sap3d.errors import InputError
 from sap3d.images import load_rgb
-from sap3d.scene import Scene, file_hash, read_cameras, read_json, write_cameras
+from sap3d.scene import Scene, file_hash, read_cameras, read_json, read_mirror_plane, write_cameras
 from sap3d.zero123 import load_personal, load_zero123, tiny_random_model
 from sap3d.zero123.photos import photos_over_white
 
@@ -224,6 +225,16 @@ def test_camera_learning_rate_zero_keeps_the_cameras(tmp_path):
     assert float(table.delta.detach().abs().max()) == 0
 
 
+def test_the_anchor_holds_cameras_where_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_step_loss", lambda model, table, *_: {"photos": table.delta.sum(), "regulariser": torch.zeros(())})  # they are drawn one way
+    model, moved = tiny_random_model(0), []
+    for anchor in (0.0, 1e4):
+        table, config = CameraTable(dict(list(VIEWS.items())[:3])), BoothConfig(**FAST | {"steps": 30, "trained": "projection", "camera_learning_rate": 1e-2, "camera_anchor": anchor})
+        fit(model, table, SimpleNamespace(count=3), config, tmp_path / f"{anchor}.pt")
+        moved.append(table.delta.detach()[1:].abs().mean().item())
+    assert 0 < moved[1] < 0.3 * moved[0]
+
+
 def test_confident_cameras_stay_where_they_are():
     views = {n: VIEWS[n] for n in list(VIEWS)[:3]}
     assert freedom_of(dict.fromkeys(views, 0.9)) == pytest.approx(dict.fromkeys(views, 0.1))
@@ -289,6 +300,17 @@ def test_every_regulariser_object_is_drawn(monkeypatch):
     monkeypatch.setattr(data, "_guess", lambda key, features, pose: drawn.add(key[1]) or torch.zeros(3, 32, 32))
     data.regulariser_batch(np.random.default_rng(0), 400)
     assert few > 1 and drawn == set(range(40))
+
+
+def test_the_prior_is_preserved_by_a_loss_on_other_objects():
+    model, table = tiny_random_model(0), CameraTable(dict(list(VIEWS.items())[:3]))
+    regularisers = choose_regularisers(Scene("T", "o", 3), None, "random", 2, 0)
+    found = {}
+    for items, batch in ((regularisers, 2), (regularisers, 0), ([], 2)):
+        losses = training._step_loss(model, table, pairs_of(model, 3, regularisers=items), BoothConfig(**FAST | {"regulariser_batch": batch}), 0)
+        found[len(items), batch] = losses["regulariser"].item()
+        assert losses["photos"].item() > 0
+    assert found[2, 2] > 0 and found[2, 0] == found[0, 2] == 0
 
 
 def test_training_ends_when_the_loss_has_settled():
@@ -476,6 +498,76 @@ def test_stage(make_scene, capsys):
     tiny_random_model(1).save(Path(config.model), torch.float32)  # another base model in the same place
     run.main(scene, BoothConfig(**vars(config) | {"steps": 7}))
     assert "skipped" not in capsys.readouterr().out
+
+
+def test_novel_views_are_made_from_the_refined_cameras_and_the_personal_model(make_scene, monkeypatch):
+    """And from what stage 1 says of the object: confident cameras stay, photos are mirrored at its plane, which is passed on."""
+    scene, config = make_scene(3)
+    views, seen = {name: VIEWS[name] for name in list(VIEWS)[:3]}, {}
+
+    def fitted(model, table, *_):
+        with torch.no_grad():
+            table.delta += 0.1
+            model.cc_projection.linear.bias += 1
+        return {"trained": ["cc_projection.linear.bias"], "losses": [1.0], "resumed_seconds": 0.0}
+
+    def made(model, photos, cameras, targets, config, field=None):
+        seen.update(bias=model.cc_projection.linear.bias.min().item(), photos=len(photos), cameras=cameras, field=field)
+        return {name: np.ones((8, 8, 3), np.float32) for name in targets}
+
+    monkeypatch.setattr(training, "fit", fitted)
+    monkeypatch.setattr(nvs, "novel_views", made)
+    monkeypatch.setattr(nvs, "photo_field", lambda model, images, cameras, config: ("field of", list(images), cameras))
+    for trust, moved in ((True, 0.0), (False, 0.1)):
+        write_cameras(scene.initial_cameras, views, mirror_plane_azimuth_rad=0.3, confidence={"000": 0.0, "001": 0.0, "002": 1.0})
+        run.main(scene, BoothConfig(**vars(config) | {"trust_confident": trust, "regulariser": "none"}))
+        refined = read_cameras(scene.refined_cameras)
+        assert [refined[name].polar_rad - views[name].polar_rad for name in views] == pytest.approx([0.1, 0.1, moved], abs=1e-6)
+        assert read_mirror_plane(scene.refined_cameras) == pytest.approx(0.3, abs=1e-5)
+        assert {name: seen["cameras"][name] for name in views} == refined and {"000~", "001~", "002~"} < set(seen["cameras"]) and seen["photos"] == 6
+        assert seen["field"] == ("field of", list(views), scene.refined_cameras) and seen["bias"] > 0.9
+
+
+def test_other_photos_cameras_and_settings_make_the_stage_run_again(make_scene, monkeypatch):
+    scene, config = make_scene(2)
+    views, done = dict(list(VIEWS.items())[:2]), []
+
+    def trained(scene, config, images, initial, *_):
+        done.append("training")
+        write_cameras(scene.refined_cameras, initial)
+        (scene.personal_dir / "personal.safetensors").write_bytes(b"made")
+
+    def rendered(scene, *_):
+        done.append("views")
+        (scene.nvs_dir / "preds").mkdir(parents=True, exist_ok=True)
+        for name in protocol_test_cameras():
+            (scene.nvs_dir / "preds" / f"{name}.png").write_bytes(b"made")
+
+    def runs(changed=None) -> list[str]:
+        done.clear()
+        run.main(scene, changed or config)
+        return list(done)
+
+    monkeypatch.setattr(run, "train", trained)
+    monkeypatch.setattr(run, "render", rendered)
+    assert runs() == ["training", "views"] and runs() == []
+    for change in (dict(seed=1), dict(camera_anchor=2.0), dict(trust_confident=False)):
+        assert runs(BoothConfig(**vars(config) | change)) == runs() == ["training", "views"], change
+    write_cameras(scene.refined_cameras, {name: camera.with_azimuth_offset(0.2) for name, camera in views.items()})
+    assert runs() == ["views"]
+    (scene.personal_dir / "personal.safetensors").write_bytes(b"other")
+    assert runs() == ["views"] and runs() == []
+    write_cameras(scene.initial_cameras, {"000": VIEWS["000"], "001": VIEWS["001"].with_azimuth_offset(0.2)})
+    assert runs() == ["training", "views"]
+    image = scene.train_dir / "images" / "001.png"
+    Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(image)
+    assert runs() == ["training", "views"] and runs() == []
+
+
+def test_what_does_not_change_training_is_known():
+    assert set(vars(BoothConfig())) - set(run._TRAINING) == {
+        "condition_strategy", "device", "field_steps", "gradient_checkpointing", "guidance_scale", "nvs_batch_size", "nvs_steps", "offload", "output_size", "symmetry", "vae_slicing",
+    }  # fmt: skip
 
 
 def test_views_at_any_cameras_are_those_of_the_stage(make_scene, tmp_path, monkeypatch, capsys):

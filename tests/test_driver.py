@@ -259,6 +259,29 @@ def test_a_batch_ends_when_nobody_reads_it(tmp_path, monkeypatch):
     assert time.time() - began < 30 and not jobs[2].attempts
 
 
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+    *is_available*) exit 0 ;;
+    "-m sap3d.lock"*) exit 0 ;;
+    "-m "*) echo "called $CUDA_VISIBLE_DEVICES $*"; exit 0 ;;
+esac
+exec "$REAL_PYTHON" "$@"
+"""
+
+
+def test_options_reach_the_stages(scene, tmp_path):
+    """The GPU's index, --quick and the seed; and settings the stage that they are of, and no other."""
+    for name, text in (("python", FAKE_PYTHON), ("nvidia-smi", "#!/bin/sh\necho 5\n")):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    given = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "bin" / "python"), "REAL_PYTHON": sys.executable, "ROOT_DIR": str(scene.root)}
+    done = subprocess.run(["sh", str(REPOSITORY / "run_pipeline.sh"), "T", "o", "3", "5", "--quick", "--seed", "7", "recon.steps=9"], env=given, capture_output=True, text=True)
+    expected = [("relposepp.run", "seed=7"), ("camerabooth.run", "seed=7"), ("3D_Recon.threestudio.launch", "seed=7", "steps=9"), ("sap3d.evaluate",)]
+    calls = [line.split() for line in done.stdout.splitlines() if line.startswith("called")]
+    assert [sorted(call) for call in calls] == [sorted([*"called 5 -m --type T --object o --views 3 --quick".split(), *words]) for words in expected], done.stdout + done.stderr
+
+
 # --- interrupts -------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def heard():

@@ -144,6 +144,12 @@ def test_field_of_view_from_exif(tmp_path):
     assert any("degrees, far from the" in line for line in lines), lines
 
 
+def test_a_photo_that_is_made_smaller_keeps_its_field_of_view(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "WORK_SIZE", 96)
+    photo = photos.read_photo(save(tmp_path, exif=focal_35mm(27)) / "IMG_0.jpg", None)
+    assert photo.alpha.shape == (64, 96) and photo.focal_px == pytest.approx(27 / photos.FILM_DIAGONAL_MM * np.hypot(96, 64))
+
+
 def test_no_focal_length_is_no_error(tmp_path):
     for value in (None, 0, 65535):
         exif = Image.Exif()

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from recon_scenes import CAMERAS, RADIUS, box, full_occupancy, random_field, sph
 
 from sap3d.cameras import Camera, protocol_test_cameras
 from sap3d.errors import InputError
-from sap3d.field import photos, rendering, seeing as seeing_module, views
-from sap3d.images import composite_white, load_rgb
+from sap3d.field import finish, photos, rendering, seeing as seeing_module, views
+from sap3d.images import composite_white, load_rgb, save_image
 from sap3d.scene import Scene, write_cameras
 from sap3d.zero123 import tiny_random_model
 
 config_module = importlib.import_module("3D_Recon.threestudio.config")
+export = importlib.import_module("3D_Recon.threestudio.export")
 launch = importlib.import_module("3D_Recon.threestudio.launch")
 optimise = importlib.import_module("3D_Recon.threestudio.optimise")
 prior = importlib.import_module("3D_Recon.threestudio.prior")
@@ -156,6 +159,64 @@ def test_latent_gradient_is_that_of_the_published_loss():
     loss = ((1 - model.alphas_cumprod[t]) * residual * latent).sum()
     (expected,) = torch.autograd.grad(loss, image)
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_step_against_the_image_gradient_comes_nearer_to_what_the_model_sees(monkeypatch):
+    model = tiny_random_model()
+    guidance = prior.Guidance(model, PHOTOS, CAMERAS, tiny_config(sds_residual="image", sds_condition="first"))
+    wanted = torch.full((1, 3, model.image_size, model.image_size), 0.25)
+    monkeypatch.setattr(model, "decode_beside", lambda clean, guess: wanted)
+    image = torch.rand(wanted.shape, generator=torch.Generator().manual_seed(0))
+    gradient = guidance.gradient(image, Camera.from_degrees(10, 50), 0.5, torch.Generator().manual_seed(1))
+    assert gradient.abs().max() > 0
+    assert ((image - gradient) - wanted).abs().sum() < 0.9 * (image - wanted).abs().sum()
+
+
+def test_distillation_looks_from_above_more_than_from_below():
+    config = tiny_config(sds_elevations=[-45.0, 60.0])
+    guidance, generator = prior.Guidance(tiny_random_model(), PHOTOS, CAMERAS, config), torch.Generator().manual_seed(0)
+    elevations = [guidance.random_camera(generator).elevation_deg for _ in range(300)]
+    assert -45 <= min(elevations) < -40 and 55 < max(elevations) <= 60
+
+
+def test_distillation_goes_from_its_first_to_its_last_noise_levels(monkeypatch):
+    run, progress = reconstruction(sds_start=0.25, sds_every=1), []
+    monkeypatch.setattr(run, "_distil", lambda value: progress.append(value) or torch.zeros(()))
+    assert [set(run.add_gradients(share)) for share in (0.2, 0.25, 0.625, 1.0)] == [set(), {"sds"}, {"sds"}, {"sds"}]
+    assert progress == pytest.approx([0, 0.5, 1])
+
+
+def test_novel_views_fade_and_count_less_with_every_photo():
+    losses = {}
+    for count in (1, 2):
+        photos_given = dict(list(PHOTOS.items())[:count])
+        dark = {name: np.zeros((16, 16, 3), np.float32) for name in list(NOVEL)}
+        run = optimise.Reconstruction(photos_given, CAMERAS, tiny_config(sds=False, warm_start_final=0.25, prior_exponent=3.0, prior_where_seen=1.0), dark)
+        run._enter(0, grow=False)
+        for share in (0.0, 0.5, 1.0):
+            run.generator.manual_seed(0)
+            losses[count, share] = run._warm_start_loss(share).item()
+        assert losses[count, 0.5] == pytest.approx(0.625 * losses[count, 0.0]) and losses[count, 1.0] == pytest.approx(0.25 * losses[count, 0.0])
+    assert 0 < losses[2, 0.0] < 0.3 * losses[1, 0.0]  # an eighth, but for the hull, which is another one
+
+
+def test_the_learning_rate_falls_to_its_final_share():
+    run = reconstruction(sds=False, final_rate=0.2)
+    run.guidance, rates = None, []
+    for step in (0, run.config.steps // 2 - 1, run.config.steps - 1):
+        run.step = step
+        run.one_step()
+        rates.append(run.optimiser.param_groups[0]["lr"] / run.optimiser.param_groups[0]["base"])
+    assert rates == pytest.approx([0.2 ** (step / run.config.steps) for step in (0, run.config.steps // 2 - 1, run.config.steps - 1)])
+
+
+def test_variation_counts_less_where_two_photos_see_and_in_the_end(monkeypatch):
+    run, found = reconstruction(sds=False, variation_where_seen=0.1), []
+    run.seeing[0], run.seeing[1], run.seeing[2] = 0, 1, 3
+    monkeypatch.setattr(run.field, "add_variation_gradient", lambda density, colour, local, generator: found.append(local[:3, 0, 0].tolist()))
+    for share in (0.0, 1.0):
+        run._smooth(share)
+    assert found[0] == pytest.approx([1, 1, 1]) and found[1] == pytest.approx([1, 0.1**0.5, 0.1])
 
 
 def test_likeness_draws_patches_of_the_object_and_points_towards_the_view():
@@ -310,6 +371,72 @@ def test_stage_writes_its_outputs_and_is_then_skipped(tmp_path, capsys):
     assert "done already" in capsys.readouterr().out and (scene.mesh_dir / "model.obj").stat().st_mtime_ns == before
     launch.main(scene, tiny_config(sds=False, texture="vertex"))  # another output, the same optimisation
     assert not list(scene.root.rglob(".*")), "temporary files were left behind"
+
+
+def test_the_stage_hands_on_what_it_was_given(tmp_path, monkeypatch):
+    """Mirror plane and novel views to the optimisation, the finish to everything that is shown, the shown views to the mesh."""
+    scene, seen = write_sphere_scene(tmp_path), {}
+    write_cameras(scene.refined_cameras, CAMERAS, mirror_plane_azimuth_rad=np.deg2rad(60))
+    monkeypatch.setattr(finish, "finishing", lambda recon, size, detail, sharpness: ("finish", size, detail, sharpness))
+    monkeypatch.setattr(export, "export_renders", lambda scene, config, recon, finish: seen.update(recon=recon, renders=finish) or "views")
+    monkeypatch.setattr(export, "export_turntable", lambda scene, config, recon, finish: seen.update(turntable=finish))
+    monkeypatch.setattr(export, "export_sheet", lambda scene, photos, views: seen.update(sheet=(list(photos), views)))
+    monkeypatch.setattr(export, "export_mesh", lambda scene, config, recon, views: seen.update(mesh=views) or {})
+    launch.main(scene, tiny_config(sds=False, steps=1, photo_detail=0.5, outline_sharpness=0.25))
+    run = seen.pop("recon")
+    assert run.mirrored_cameras.names == ["000~", "001~", "002~"] and run.novel_cameras.names == list(protocol_test_cameras())
+    assert all(run.mirrored_cameras.current()[f"{n}~"].azimuth_deg == pytest.approx((120 - c.azimuth_deg) % 360, abs=1e-2) for n, c in CAMERAS.items())
+    assert seen == dict(renders=("finish", 16, 0.5, 0.25), turntable=("finish", 16, 0.5, 0.25), sheet=(list(CAMERAS), "views"), mesh="views")
+
+
+def test_what_the_optimisation_depends_on_is_known(tmp_path):
+    scene, config = write_sphere_scene(tmp_path), tiny_config(sds=True, model="somewhere")
+    save_image(scene.train_dir / "masks" / "001.png", np.ones((8, 8, 3), np.float32))
+    write_cameras(scene.initial_cameras, CAMERAS, {name: np.full(3, 0.1) for name in CAMERAS})
+    inputs = launch._inputs(scene, config, list(PHOTOS))
+    images, masks = scene.train_dir / "images", scene.train_dir / "masks"
+    assert inputs == {
+        "cameras": scene.refined_cameras, "turns": scene.initial_cameras, "photo 000": images / "000.png", "photo 001": images / "001.png", "photo 002": images / "002.png",
+        "mask 001": masks / "001.png", "novel views": scene.nvs_dir / "preds", "personal model": scene.personal_dir / "personal.safetensors", "base model": Path("somewhere"),
+    }  # fmt: skip
+    inputs.pop("base model")
+    same = launch._fingerprint(config, inputs)
+    assert {name for name in vars(config) if launch._fingerprint(config_module.ReconConfig(**vars(config) | {name: "other"}), inputs) == same} == {
+        "device", "vae_slicing", "offload", "render_size", "photo_detail", "outline_sharpness", "turntable_frames", "turntable_size", "mesh_cells", "mesh_slack",
+        "mesh_faces", "texture", "texture_from_photos", "texture_size", "checkpoint_seconds", "tile_rays",
+    }  # fmt: skip
+    assert launch._fingerprint(config, inputs | {"cameras": scene.initial_cameras}) != same
+
+
+def test_renders_are_of_their_cameras_and_finished(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(export, "render_view", lambda field, occupancy, camera, size: ("raw", camera, size))
+    monkeypatch.setattr(export, "save_image", lambda path, image: shown.append((path.stem, image)))
+    finished = lambda raw, camera: SimpleNamespace(colour=torch.tensor([camera.polar_rad, camera.azimuth_rad]), raw=raw, camera=camera)  # noqa: E731
+    views = export.export_renders(Scene("T", "o", 1, tmp_path), tiny_config(), SimpleNamespace(field=None, occupancy=None), finished)
+    protocol = protocol_test_cameras()
+    assert list(views) == [name for name, _ in shown] == list(protocol)
+    for (name, image), camera in zip(shown, protocol.values()):
+        assert views[name].raw == ("raw", camera, 16) and views[name].camera == camera and image == pytest.approx([camera.polar_rad, camera.azimuth_rad], abs=1e-5)
+
+
+@pytest.mark.parametrize("changes, given", [({}, True), (dict(photos=False), False), (dict(texture_from_photos=False), False)])
+def test_the_mesh_is_cut_from_the_depths_of_the_renders_and_coloured_by_the_photos(tmp_path, monkeypatch, changes, given):
+    class Baked(Exception):
+        pass
+
+    def baked(field, occupancy, vertices, faces, size, kind, sources):
+        raise Baked(sources)
+
+    carved = []
+    monkeypatch.setattr(export.meshes, "carve", lambda occupancy, depths, cameras, cells, slack: carved.append((depths, cameras, cells)) or (None, None, None))
+    monkeypatch.setattr(export.meshes, "extract", lambda *_: (np.eye(4, 3), np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]])))
+    monkeypatch.setattr(export.meshes, "bake", baked)
+    recon = SimpleNamespace(field=SimpleNamespace(voxel_size=lambda: 0.1), occupancy=None, photo_sources=lambda: ["photos", "mirrored photos"])
+    with pytest.raises(Baked) as caught:
+        export.export_mesh(Scene("T", "o", 1, tmp_path), tiny_config(**changes), recon, {name: SimpleNamespace(depth=name) for name in protocol_test_cameras()})
+    assert list(caught.value.args[0]) == (["photos", "mirrored photos"] if given else [])
+    assert carved == [({name: name for name in protocol_test_cameras()}, protocol_test_cameras(), 32)]
 
 
 @pytest.mark.parametrize("changes", [dict(photos=False, sds=False), dict(warm_start=False, views=1), dict(warm_start=False, sds=False, views=1)])

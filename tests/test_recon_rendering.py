@@ -106,6 +106,21 @@ def test_distortion_equals_the_double_sum():
     assert found.item() == pytest.approx(pairs.sum().item() / 4, rel=1e-5)
 
 
+def test_entropy_is_least_where_rays_meet_the_object_or_miss_it():
+    assert regularisers.opacity_entropy(torch.tensor([0.5])).item() == pytest.approx(np.log(2))
+    assert 0 < regularisers.opacity_entropy(torch.tensor([0.0, 1.0])).item() < 2e-3
+
+
+@pytest.mark.parametrize("axis", (0, 1, 2))
+def test_local_weights_of_the_total_variation_lie_along_the_fields_axes(axis):
+    field, local = random_field(voxels=8**3), torch.zeros(8, 8, 8)
+    local.narrow(axis, 0, 4).fill_(1)  # the half of the box that is lower along the axis: x, y or z
+    field.values.grad = torch.zeros_like(field.values)
+    field.add_variation_gradient(1.0, 1.0, local)
+    gradient = field.values.grad.abs().sum((0, 1)).movedim(2 - axis, 0)  # (Z, Y, X)
+    assert gradient[:3].amin() > 0 and gradient[-3:].max() == 0
+
+
 def test_growing_the_grid_keeps_the_function():
     field = random_field(3)
     points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -197,6 +212,16 @@ def test_total_variation_of_a_hashed_grid_is_the_dense_ones():
     hashed.add_variation_gradient(1e-3, 0.0)
     slopes.append(float(scale.grad))
     assert slopes[1] == pytest.approx(slopes[0], rel=0.25)  # 512 voxels against 8 x 9 x 9 differences
+
+
+@pytest.mark.parametrize("axis", (0, 1, 2))
+def test_local_weights_of_a_hashed_grids_total_variation_lie_along_its_axes(axis):
+    field, local = hash_field(32**3), torch.zeros(8, 8, 8)
+    local.narrow(axis, 0, 4).fill_(1)
+    slopes = torch.ones(2, requires_grad=True)  # of the raw values below and above the middle
+    field._raw = lambda points: (torch.stack([-points[:, axis], points[:, axis]], 1).relu() @ slopes)[:, None] * torch.tensor([1.0, 0, 0, 0])
+    field.add_variation_gradient(1e-3, 0.0, local, torch.Generator().manual_seed(0))
+    assert slopes.grad[0] > 0 and slopes.grad[1].abs() < 0.05 * slopes.grad[0]
 
 
 def test_the_renderer_takes_any_field():

@@ -19,7 +19,8 @@ from relposepp.rerank import Reranker, spacing
 from relposepp.run import WEIGHTS, command_line, main
 from sap3d.cameras import Camera, rotation_angle_deg
 from sap3d.errors import InputError
-from sap3d.scene import Scene, read_cameras
+from sap3d.images import save_image
+from sap3d.scene import Scene, read_cameras, write_cameras
 from tests.relposepp_spheres import TrueScores, render, write_scene
 
 ELEVATION, AZIMUTH = np.deg2rad([0.0, 30.0, 0.0, 30.0]), np.deg2rad([0.0, 90.0, 270.0, 180.0])
@@ -211,6 +212,27 @@ def test_the_card_of_the_weights_does_not_make_cameras_out_of_date(scene, tmp_pa
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     main(scene(2), config)
     assert record.stat().st_mtime_ns > before
+
+
+def test_other_photos_masks_and_given_cameras_make_cameras_out_of_date(scene, tmp_path):
+    folder, given = scene(1).train_dir, tmp_path / "given.yaml"
+    write_cameras(given, {"000": CAMERAS[0]})
+    config = RelPoseConfig(**vars(FAST) | {"cameras": str(given)})
+    record = main(scene(1), config).with_suffix(".record.json")
+
+    def runs_again() -> bool:
+        before = record.stat().st_mtime_ns
+        main(scene(1), config)
+        return record.stat().st_mtime_ns > before
+
+    assert not runs_again()
+    for change in (
+        lambda: save_image(folder / "images" / "000.png", render(CAMERAS[0])[:, ::-1]),
+        lambda: save_image(folder / "masks" / "000.png", np.repeat(render(CAMERAS[0])[..., 3:], 3, 2)),
+        lambda: write_cameras(given, {"000": Camera.from_degrees(0, 0, 1.6)}),
+    ):
+        change()
+        assert runs_again() and not runs_again()
 
 
 @pytest.mark.parametrize("change, reason", [({"rerank": False}, "rerank=false"), ({}, "")])

@@ -108,6 +108,14 @@ def test_propose_names_an_unknown_search_and_so3_gives_absolute_elevation():
         propose(scores, RelPoseConfig(search="nowhere"))
 
 
+def test_confidence_is_the_share_of_the_hypotheses_that_agree_with_the_first():
+    elevation, azimuth = np.zeros(3), np.array([0.0, 1.5, 3.0])
+    known = [Hypothesis(elevation, azimuth, 0.0), Hypothesis(elevation, azimuth + [0, 0.01, 0], -0.1), Hypothesis(elevation, azimuth + [0, 0, 1.5], -0.2)]
+    confidence = finish(known, np.full(3, 1.5), TrueScores(known[0].rotations()), RelPoseConfig()).confidence
+    probability = np.exp([0, -0.1, -0.2]) / np.exp([0, -0.1, -0.2]).sum()
+    assert confidence[1:] == pytest.approx([1.0, probability[0] + probability[1]]) and confidence[0] == pytest.approx(confidence[1:].mean())
+
+
 def test_photos_from_under_the_table_are_less_likely_and_no_others():
     def scored(score, *elevation_deg):
         return Hypothesis(np.deg2rad(elevation_deg), np.zeros(len(elevation_deg)), score)
