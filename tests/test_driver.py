@@ -259,7 +259,7 @@ def test_a_batch_ends_when_nobody_reads_it(tmp_path, monkeypatch):
     assert time.time() - began < 30 and not jobs[2].attempts
 
 
-FAKE_PYTHON = """#!/bin/sh
+NOTING_PYTHON = """#!/bin/sh
 case "$*" in
     *is_available*) exit 0 ;;
     "-m sap3d.lock"*) exit 0 ;;
@@ -271,7 +271,7 @@ exec "$REAL_PYTHON" "$@"
 
 def test_options_reach_the_stages(scene, tmp_path):
     """The GPU's index, --quick and the seed; and settings the stage that they are of, and no other."""
-    for name, text in (("python", FAKE_PYTHON), ("nvidia-smi", "#!/bin/sh\necho 5\n")):
+    for name, text in (("python", NOTING_PYTHON), ("nvidia-smi", "#!/bin/sh\necho 5\n")):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
