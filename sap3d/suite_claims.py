@@ -42,9 +42,12 @@ def _quick(row: dict) -> frozenset[bool]:
 
 
 def mixed(claim: Claim, rows: Sequence[dict]) -> bool:
-    """Whether the two sides of a claim differ in weights or defaults too, for some object that both have."""
-    first, second = ({row["result"]["NAME"]: row.get("made_by", "") for row in rows if f"{row['variant']}@{row['result']['views']}" == side} for side in (claim.better, claim.worse))
-    return any(first[name] != second[name] for name in first.keys() & second.keys())
+    """Whether the two sides of a claim differ in weights or defaults too, for some object that both have. With --quick and without are two versions of one time."""
+    versions = latest_versions(rows)
+    first, second = ({row["result"]["NAME"]: row for row in rows if f"{row['variant']}@{row['result']['views']}" == side} for side in (claim.better, claim.worse))
+    pairs = [(first[name], second[name]) for name in first.keys() & second.keys()]
+    made = lambda row: row.get("made_by", "")  # noqa: E731
+    return any(made(a) != made(b) if _quick(a) == _quick(b) else any(made(row) != versions[_quick(row)] for row in (a, b)) for a, b in pairs)
 
 
 def claims_table(claims: Sequence[Claim], rows: Sequence[dict]) -> str:

@@ -534,6 +534,13 @@ def test_rows_of_other_weights_are_marked():
     claims = [suite.Claim("full@2", "base@2", ["3d_psnr_mean"])]
     assert suite_claims.claims_table(claims, rows).splitlines()[2].startswith("| full@2 over base@2 † |")
     rows[2]["made_by"] = "new"
+    for k, quick in enumerate((True, True, False, False)):
+        rows[k]["made_from"] = {"lineage": [{"quick": quick}]}
+    rows[0]["made_by"] = rows[1]["made_by"] = "new, quick"  # what the others are without --quick
+    assert "†" not in suite_claims.claims_table(claims, rows)
+    rows[0]["made_by"] = "old, quick"
+    assert suite_claims.claims_table(claims, rows).splitlines()[2].startswith("| full@2 over base@2 † |")
+    rows[0]["made_by"] = "new, quick"
     assert "†" not in suite_tables.means_table(loaded, rows) + suite_claims.claims_table(claims, rows)
 
 
