@@ -17,7 +17,7 @@ Variant `{variant}` of suite `{name}`. Each cell: the mean here with its 95 % in
 **The same**: the protocol (photos' directions, 84 test views, white ground, 256 pixels), the definitions of the headline figures, and that cameras are estimated. **Not the same**: the objects
 ({objects} Google Scanned Objects here, {released} other ones there, another set for each number of photos), their renderer and light, the diffusion model (a small one of this project, trained on 3,000 openly licensed objects at 128
 pixels, beside Zero-1-to-3 at 256, trained on 800,000), the first guess of a view and the fields that guide and complete the views, which SAP3D has not, and the machine (two CPU cores beside a GPU of 38 GB and more). So a difference is one between systems on
-objects of a kind, not between methods on the same objects. Nothing here was trained on these objects, but some settings were chosen while looking at them (docs/log.md): the means here are a little optimistic.
+objects of a kind, not between methods on the same objects. Nothing here was trained on these objects, but some settings were chosen while looking at them (docs/log.md): the means here are optimistic; by how much with two photos, variant second_seed tells.
 
 {table}
 
