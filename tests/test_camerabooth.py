@@ -566,7 +566,7 @@ def test_other_photos_cameras_and_settings_make_the_stage_run_again(make_scene, 
 
 def test_what_does_not_change_training_is_known():
     assert set(vars(BoothConfig())) - set(run._TRAINING) == {
-        "condition_strategy", "device", "field_steps", "gradient_checkpointing", "guidance_scale", "nvs_batch_size", "nvs_steps", "offload", "output_size", "symmetry", "vae_slicing",
+        "condition_strategy", "ddim_eta", "device", "field_steps", "gradient_checkpointing", "guidance_scale", "nvs_batch_size", "nvs_steps", "offload", "output_size", "symmetry", "vae_slicing",
     }  # fmt: skip
 
 
