@@ -51,7 +51,6 @@ def load_personal(folder: Path, base: Zero123) -> Zero123:
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(f".{DOWN}")}
     if len(ranks) == 1:
         add_lora(model, ranks.pop())
-    model.cc_projection.float()  # it was trained in fp32, whatever the base is kept in
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
